@@ -1,0 +1,123 @@
+# `make` alone lists what there is. Everything that is built goes to bin/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO            ?= go
+BIN           := bin/platform
+PACKAGES      ?= ./...
+# Longest run of the tests of one package.
+TEST_TIMEOUT  ?= 5m
+# Time for each fuzz target, and for each benchmark.
+FUZZTIME      ?= 10s
+BENCHTIME     ?= 1s
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
+COMPOSE       ?= docker compose
+SKELETON      := $(COMPOSE) -f compose/docker-compose.yaml
+
+# Git may be missing, as in a source archive.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  ?= $(shell git rev-parse --short=12 --verify HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z][a-z0-9-]*:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Run
+
+.PHONY: dev
+dev: build ## Run everything on this machine, without containers (DATA_DIR, FRESH=1; other settings: bin/platform dev --help)
+	@$(BIN) dev
+
+.PHONY: skeleton-up
+skeleton-up: build ## Start Postgres, Redpanda and its console in containers, for bin/platform run
+	@if ! $(SKELETON) up --detach --wait; then \
+		echo "skeleton-up: not everything came up; the log of what is not healthy follows" >&2; \
+		scripts/compose-logs.sh $(SKELETON) >&2; \
+		exit 1; \
+	fi
+	@printf '%s\n' \
+		'PostgreSQL         postgres://cornjacket:cornjacket@localhost:5432/cornjacket' \
+		'Redpanda           localhost:9092 (Kafka API), http://localhost:9644 (admin API)' \
+		'Redpanda Console   http://localhost:8088' \
+		'' \
+		'Next: make skeleton-run, which is' \
+		'    $(BIN) run --embedded-mqtt' \
+		'It listens on mqtt://localhost:1883, http://localhost:8080 (ingestion) and http://localhost:8081 (query).'
+
+.PHONY: skeleton-run
+skeleton-run: build ## Run the platform on what skeleton-up started
+	@$(BIN) run --embedded-mqtt
+
+.PHONY: skeleton-down
+skeleton-down: ## Stop the containers and keep their data (with VOLUMES=1: delete it)
+	@$(SKELETON) down $(if $(VOLUMES),--volumes)
+
+.PHONY: migrate-all
+migrate-all: build ## Bring the databases of all services up to date (with RESET=1: delete all data first)
+	@$(BIN) migrate $(if $(RESET),reset --yes,up)
+
+##@ Build and check
+
+.PHONY: build
+build: ## Build bin/platform
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/platform
+
+.PHONY: check
+check: fmt-check vet lint test ## All that must be right before a change goes in: format, vet, lint, test
+
+.PHONY: fmt
+fmt: ## Format the Go files
+	@gofmt -w .
+
+.PHONY: fmt-check
+fmt-check: ## Name the Go files that are not formatted
+	@unformatted=$$(gofmt -l .); \
+	if [[ -n $$unformatted ]]; then \
+		echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; \
+	fi
+
+.PHONY: vet
+vet: ## Run go vet
+	$(GO) vet $(PACKAGES)
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Run golangci-lint
+	$(GOLANGCI_LINT) run $(PACKAGES)
+
+$(GOLANGCI_LINT):
+	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) into bin/tools, once; takes some minutes"
+	@GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	@mv bin/tools/golangci-lint $@
+
+##@ Test
+
+.PHONY: setup
+setup: ## Install what the tests need beside Go: PostgreSQL, Mosquitto, kcat
+	@scripts/setup.sh
+
+.PHONY: test
+test: setup ## Run all tests with the race detector
+	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(PACKAGES)
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: ## Run the benchmarks, each for BENCHTIME
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 30m $(PACKAGES)
+
+.PHONY: e2e-skeleton
+e2e-skeleton: ## Test the platform that is running (skeleton-up and skeleton-run, or dev) from outside
+	E2E_LIVE=1 $(GO) test -count=1 -timeout 15m ./e2e/...
+
+.PHONY: clean
+clean: ## Delete what was built, but not the tools
+	@rm -rf $(BIN) coverage.out
+	@$(GO) clean -testcache

@@ -1,0 +1,92 @@
+// Command platform runs the services of the event platform, and what it takes to develop and operate them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/cornjacket/platform-services/internal/config"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+func main() {
+	ctx, stop := untilSignal(context.Background(), os.Stderr, os.Exit)
+	code := (&program{
+		env:    os.LookupEnv,
+		stdout: os.Stdout,
+		stderr: os.Stderr,
+		work:   platform(),
+	}).main(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// program is one call of the command, with what it takes from the process around it.
+type program struct {
+	env            config.LookupEnv
+	stdout, stderr io.Writer
+	work           work
+}
+
+// main does what the arguments say and returns the exit code. It is the one place that prints errors.
+func (p *program) main(ctx context.Context, args []string) int {
+	if len(args) == 0 {
+		return p.usage()
+	}
+	command, err := p.parse(args)
+	if err != nil {
+		p.complain(err)
+		return exitUsage
+	}
+	if command == nil { // help was asked for, and printed
+		return exitOK
+	}
+	if err := command(ctx); err != nil {
+		p.complain(err)
+		return exitError
+	}
+	return exitOK
+}
+
+func (p *program) complain(err error) {
+	fmt.Fprintf(p.stderr, "platform: %s\n", oneLine(err))
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. The second one calls exit at once, for when
+// the clean stop hangs. The returned function stops listening.
+func untilSignal(parent context.Context, stderr io.Writer, exit func(int)) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case s := <-signals:
+				if n > 0 {
+					fmt.Fprintf(stderr, "platform: %s again, stopping at once\n", s)
+					exit(exitError)
+					return
+				}
+				cancel()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel()
+	}
+}

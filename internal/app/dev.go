@@ -1,0 +1,127 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/devstack"
+)
+
+// stackStop is the part of the shutdown timeout that is left for the development stack.
+const stackStop = 4 * time.Second
+
+// Dev runs services with an embedded PostgreSQL, Kafka API broker and MQTT broker, and prints to out where everything
+// is. It ends like [Run].
+func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (err error) {
+	if err := devstack.CheckPorts(devPorts(cfg)); err != nil {
+		return oneLine(err)
+	}
+	if cfg.Fresh {
+		if err := devstack.Wipe(cfg.DataDir); err != nil {
+			return fmt.Errorf("--fresh: %w", err)
+		}
+	}
+	lock, err := devstack.LockFolder(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+
+	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{
+		Dir: filepath.Join(cfg.DataDir, "postgres"), Addr: cfg.PostgresAddr,
+		User: "cornjacket", Password: "cornjacket", Database: "cornjacket", Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("embedded PostgreSQL: %w", err)
+	}
+	defer func() {
+		stopCtx, cancel := context.WithTimeout(context.Background(), stackStop)
+		defer cancel()
+		err = errors.Join(err, postgres.Stop(stopCtx))
+	}()
+	bus, err := devstack.StartKafka(devstack.KafkaConfig{
+		Addr: cfg.KafkaAddr, Dir: filepath.Join(cfg.DataDir, "kafka"), Partitions: int(cfg.TopicPartitions), Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("embedded Kafka API broker: %w", err)
+	}
+	defer bus.Close()
+
+	run := config.Run{
+		Services: cfg.Services, Addresses: cfg.Addresses, Tuning: cfg.Tuning, Topics: cfg.Topics, Timeouts: cfg.Timeouts, Log: cfg.Log,
+		Databases: config.Databases{
+			IngestionDatabaseURL: postgres.URL(), EventhandlerDatabaseURL: postgres.URL(), QueryDatabaseURL: postgres.URL(),
+		},
+		Broker: config.Broker{RedpandaBrokers: []string{bus.Addr()}, MQTTURL: "mqtt://" + cfg.MQTTAddr, EmbeddedMQTT: true},
+	}
+	run.ShutdownTimeout = max(run.ShutdownTimeout-stackStop, time.Second)
+
+	runCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-postgres.Done():
+			cancel()
+		case <-runCtx.Done():
+		}
+	}()
+	err = runThen(runCtx, run, log, func(addrs map[string]string) {
+		_, _ = io.WriteString(out, banner(cfg, postgres.URL(), bus.Addr(), addrs)) // a closed terminal is no reason to stop
+	})
+	select {
+	case <-postgres.Done():
+		return errors.Join(err, fmt.Errorf("embedded PostgreSQL: %w", postgres.Err()))
+	default:
+		return err
+	}
+}
+
+// devPorts are all ports that `platform dev` takes.
+func devPorts(cfg config.Dev) []devstack.Service {
+	ports := []devstack.Service{
+		{Name: "embedded PostgreSQL", Addr: cfg.PostgresAddr},
+		{Name: "embedded Kafka API broker", Addr: cfg.KafkaAddr},
+		{Name: "embedded MQTT broker", Addr: cfg.MQTTAddr},
+	}
+	for _, service := range config.Services() {
+		if slices.Contains(cfg.Services, service) {
+			ports = append(ports, devstack.Service{Name: service, Addr: cfg.Of(service)})
+		}
+	}
+	return ports
+}
+
+// oneLine joins the lines of an error, so that it stays one line on a terminal.
+func oneLine(err error) error {
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+}
+
+func banner(cfg config.Dev, database, bus string, addrs map[string]string) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	host, port, _ := strings.Cut(cfg.MQTTAddr, ":")
+	line("")
+	line("Cornjacket is running. Data is kept in %s (--fresh wipes it). Ctrl-C stops.", cfg.DataDir)
+	line("")
+	line("  MQTT        mqtt://%s", cfg.MQTTAddr)
+	line("  Ingestion   http://%s/api/v1/events", addrs[config.Ingestion])
+	line("  Query       http://%s/api/v1/projections/sensor_state", addrs[config.Query])
+	line("  Health      http://%s/health (relay), http://%s/health (event handler)", addrs[config.Relay], addrs[config.Eventhandler])
+	line("  Kafka API   %s", bus)
+	line("  PostgreSQL  %s", database)
+	line("")
+	line("Try:")
+	line(`  mosquitto_pub -h %s -p %s -q 1 -t devices/device-001/events/sensor.reading -m '{"value":72.5,"unit":"fahrenheit"}'`, host, port)
+	line(`  curl -s -H 'Content-Type: application/json' http://%s/api/v1/events -d '{"event_type":"sensor.reading","aggregate_id":"device-002","payload":{"value":21.5,"unit":"celsius"}}'`, addrs[config.Ingestion])
+	line(`  curl -s http://%s/api/v1/projections/sensor_state/device-001`, addrs[config.Query])
+	line("")
+	return b.String()
+}

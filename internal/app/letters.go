@@ -1,0 +1,67 @@
+package app
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill"
+	stock "github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/cornjacket/platform-services/event"
+)
+
+// lazyPublisher is Watermill's own Kafka publisher, for dead letters: there are few, so one at a time is right. It
+// connects with the first one, since a process that has none needs no further client.
+type lazyPublisher struct {
+	brokers []string
+	log     *slog.Logger
+
+	mu  sync.Mutex
+	pub message.Publisher
+}
+
+// Publish returns once the messages are acknowledged.
+func (l *lazyPublisher) Publish(topic string, msgs ...*message.Message) error {
+	pub, err := l.connect()
+	if err != nil {
+		return err
+	}
+	if err := pub.Publish(topic, msgs...); err != nil {
+		return fmt.Errorf("publish to %s: %w", topic, err)
+	}
+	return nil
+}
+
+func (l *lazyPublisher) connect() (message.Publisher, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pub != nil {
+		return l.pub, nil
+	}
+	marshaler := stock.NewWithPartitioningMarshaler(func(_ string, msg *message.Message) (string, error) {
+		return msg.Metadata.Get(event.MetaAggregateID), nil
+	})
+	pub, err := stock.NewPublisher(stock.PublisherConfig{Brokers: l.brokers, Marshaler: marshaler},
+		watermill.NewSlogLoggerWithLevelMapping(l.log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}))
+	if err != nil {
+		return nil, fmt.Errorf("connect to the bus for dead letters: %w", err)
+	}
+	l.pub = pub
+	return pub, nil
+}
+
+// Close closes the connection, if there is one.
+func (l *lazyPublisher) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pub == nil {
+		return nil
+	}
+	if err := l.pub.Close(); err != nil {
+		return fmt.Errorf("close dead letter publisher: %w", err)
+	}
+	l.pub = nil
+	return nil
+}

@@ -1,0 +1,96 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/health"
+)
+
+// port is the HTTP side of one service. Health answers from the start; the API comes once the service is built.
+type port struct {
+	service  string
+	listener net.Listener
+	server   *http.Server
+	monitor  *health.Monitor
+	handler  atomic.Pointer[http.Handler]
+}
+
+// listen takes every port before anything else is done, so that one that is taken stops the start at once.
+func (p *platform) listen() error {
+	for _, service := range config.Services() {
+		if !p.runs(service) {
+			continue
+		}
+		addr := p.cfg.Of(service)
+		listener, err := net.Listen("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("%s: listen on %s: %w", service, addr, rootCause(err))
+		}
+		port := &port{service: service, listener: listener, server: api.Server(p.log), monitor: health.New(service, p.now)}
+		p.ports = append(p.ports, port)
+		p.serve(port, nil)
+		port.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			(*port.handler.Load()).ServeHTTP(w, r)
+		})
+		p.background.Go(func() {
+			if err := port.server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				p.fail(fmt.Errorf("%s: serve on %s: %w", service, addr, err))
+			}
+		})
+	}
+	return nil
+}
+
+func rootCause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+func (p *platform) port(service string) *port {
+	for _, port := range p.ports {
+		if port.service == service {
+			return port
+		}
+	}
+	return nil
+}
+
+// serve puts a service's API behind its port, and starts its health checks.
+func (p *platform) serve(port *port, mount func(mux *http.ServeMux)) {
+	mux := http.NewServeMux()
+	port.monitor.Mount(mux)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
+	if mount != nil {
+		mount(mux)
+	}
+	handler := api.Wrap(p.log, mux)
+	port.handler.Store(&handler)
+}
+
+// watch starts the checks of a service.
+func (p *platform) watch(port *port, checks ...health.Check) {
+	for _, c := range checks {
+		port.monitor.Add(c)
+	}
+	p.background.Go(func() { port.monitor.Run(p.ctx) })
+}
+
+// stopTaking closes a listener and waits for the requests in flight.
+func (p *port) stopTaking(ctx context.Context) error {
+	if err := p.server.Shutdown(ctx); err != nil {
+		return fmt.Errorf("wait for requests in flight: %w", err)
+	}
+	return nil
+}

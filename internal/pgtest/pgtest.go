@@ -1,0 +1,224 @@
+// Package pgtest gives tests a real PostgreSQL: an empty database of their own on a server that all tests of the
+// process share, or a server of their own to be stopped, frozen and restarted.
+//
+// The shared server starts when it is first asked for and ends with the process, also when that panics or is killed.
+// With TEST_DATABASE_URL set, a superuser's connection string, that server is used in its place.
+package pgtest
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
+
+	"github.com/cornjacket/platform-services/internal/devstack"
+)
+
+// EnvURL names a server to use in place of one that is started.
+const EnvURL = "TEST_DATABASE_URL"
+
+const (
+	startTimeout = time.Minute
+	stopTimeout  = 20 * time.Second
+)
+
+// shared starts the server of this process, once.
+var shared = sync.OnceValues(func() (string, error) {
+	if u := os.Getenv(EnvURL); u != "" {
+		return u, nil
+	}
+	pg, r, err := start()
+	if err != nil {
+		return "", err
+	}
+	sharedReaper = r
+	return pg.URL(), nil
+})
+
+// sharedReaper keeps the shared server's reaper from being collected, which would close its pipe.
+var sharedReaper *reaper
+
+// URL returns the connection string of a fresh, empty database, which is dropped when the test ends.
+func URL(tb testing.TB) string {
+	tb.Helper()
+	admin, err := shared()
+	if err != nil {
+		tb.Fatalf("start PostgreSQL for tests: %v", err)
+	}
+	return database(tb, admin)
+}
+
+// Pool returns a pool of connections to a database, closed when the test ends. With an empty url it is a fresh
+// database as of [URL].
+func Pool(tb testing.TB, url string) *pgxpool.Pool {
+	tb.Helper()
+	if url == "" {
+		url = URL(tb)
+	}
+	pool, err := pgxpool.New(context.Background(), url)
+	if err != nil {
+		tb.Fatalf("open pool: %v", err)
+	}
+	tb.Cleanup(pool.Close)
+	return pool
+}
+
+// Server starts a server for this test alone, stopped when the test ends. It has one database, empty.
+func Server(tb testing.TB) *devstack.Postgres {
+	tb.Helper()
+	pg, r, err := start()
+	if err != nil {
+		tb.Fatalf("start PostgreSQL for this test: %v", err)
+	}
+	tb.Cleanup(func() {
+		stop(tb, pg)
+		if err := r.reap(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return pg
+}
+
+// Freeze stops a server and all its sessions with SIGSTOP, as if the machine hung: connections stay and nothing
+// answers. It is thawed when the test ends, at the latest.
+func Freeze(tb testing.TB, pg *devstack.Postgres) {
+	tb.Helper()
+	signal(tb, pg, syscall.SIGSTOP)
+	tb.Cleanup(func() {
+		select {
+		case <-pg.Done():
+		default:
+			signal(tb, pg, syscall.SIGCONT)
+		}
+	})
+}
+
+// Thaw lets a frozen server go on.
+func Thaw(tb testing.TB, pg *devstack.Postgres) {
+	tb.Helper()
+	signal(tb, pg, syscall.SIGCONT)
+}
+
+// signal reaches the server before its children: it can't have new ones that are missed.
+func signal(tb testing.TB, pg *devstack.Postgres, sig syscall.Signal) {
+	tb.Helper()
+	if err := syscall.Kill(pg.PID(), sig); err != nil {
+		tb.Fatalf("send %v to PostgreSQL: %v", sig, err)
+	}
+	out, err := exec.Command("ps", "-A", "-o", "pid=,ppid=").Output()
+	if err != nil {
+		tb.Fatalf("list sessions of PostgreSQL: %v", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		var pid, parent int
+		if _, err := fmt.Sscan(line, &pid, &parent); err == nil && parent == pg.PID() {
+			_ = syscall.Kill(pid, sig) // a session may have ended meanwhile
+		}
+	}
+}
+
+// Restart starts a server again that has ended or is to be ended, on the same port with the same data.
+func Restart(tb testing.TB, pg *devstack.Postgres) *devstack.Postgres {
+	tb.Helper()
+	stop(tb, pg)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	again, err := devstack.StartPostgres(ctx, pg.Config())
+	if err != nil {
+		tb.Fatalf("restart PostgreSQL: %v", err)
+	}
+	tb.Cleanup(func() { stop(tb, again) })
+	return again
+}
+
+// IgnoreServer tells goleak of the goroutines that watch servers, which the shared one has as long as the process.
+func IgnoreServer() goleak.Option {
+	return goleak.IgnoreAnyFunction("github.com/cornjacket/platform-services/internal/devstack.waitOn")
+}
+
+func stop(tb testing.TB, pg *devstack.Postgres) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := pg.Stop(ctx); err != nil {
+		tb.Errorf("stop PostgreSQL: %v", err)
+	}
+}
+
+// start starts a server in a folder of its own, which the reaper deletes when this process has ended.
+func start() (*devstack.Postgres, *reaper, error) {
+	root, err := rootDir()
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := runDir(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := startReaper(dir)
+	if err != nil {
+		return nil, nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	pg, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{
+		Dir: dir, Addr: "127.0.0.1:0", User: "cornjacket", Password: "cornjacket", Database: "cornjacket",
+		NoSync: true, Template: root, Log: slog.New(slog.DiscardHandler),
+		Settings: map[string]string{"max_connections": "400", "max_wal_size": "2GB"},
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, r.reap())
+	}
+	return pg, r, nil
+}
+
+var notName = regexp.MustCompile(`[^a-z0-9]+`)
+
+// database creates a database, named after the test for those who look, and returns its connection string.
+func database(tb testing.TB, admin string) string {
+	tb.Helper()
+	unique := make([]byte, 6)
+	_, _ = rand.Read(unique) // never fails (crypto/rand)
+	label := strings.Trim(notName.ReplaceAllString(strings.ToLower(tb.Name()), "_"), "_")
+	name := fmt.Sprintf("%.45s_%s", label, hex.EncodeToString(unique)) // 63 bytes at most
+	u, err := url.Parse(admin)
+	if err != nil || u.Host == "" {
+		tb.Fatalf("%s must be a URL such as postgres://user:password@host:5432/postgres", EnvURL)
+	}
+	// template0 has no connections, which would be in the way, and nothing in it.
+	execute(tb, admin, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()+" TEMPLATE template0")
+	tb.Cleanup(func() {
+		execute(tb, admin, "DROP DATABASE IF EXISTS "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)")
+	})
+	u.Path = "/" + name
+	return u.String()
+}
+
+func execute(tb testing.TB, url, sql string) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		tb.Fatalf("connect to PostgreSQL for tests: %v", err)
+	}
+	_, err = conn.Exec(ctx, sql)
+	if err = errors.Join(err, conn.Close(ctx)); err != nil {
+		tb.Fatalf("%s: %v", sql, err)
+	}
+}

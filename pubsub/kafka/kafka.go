@@ -1,0 +1,151 @@
+// Package kafka is the Watermill adapter of the hot path for the Kafka API: a pipelined publisher that keeps the order
+// of each key, and a windowed subscriber that keeps it too.
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/cornjacket/platform-services/event"
+)
+
+// record returns a message as a record: key is the aggregate, the UUID and the metadata are headers.
+func record(topic string, m *message.Message) *kgo.Record {
+	r := &kgo.Record{
+		Topic:   topic,
+		Value:   m.Payload,
+		Headers: make([]kgo.RecordHeader, 1, len(m.Metadata)+1),
+	}
+	r.Headers[0] = kgo.RecordHeader{Key: event.MetaEventID, Value: []byte(m.UUID)}
+	for _, k := range slices.Sorted(maps.Keys(m.Metadata)) {
+		if k == event.MetaAggregateID {
+			r.Key = []byte(m.Metadata[k])
+			continue
+		}
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: k, Value: []byte(m.Metadata[k])})
+	}
+	return r
+}
+
+// received returns a record as a message. Nothing is decoded here: what can't be read fails in its handler, alone.
+func received(r *kgo.Record) *message.Message {
+	m := message.NewMessage("", message.Payload(r.Value))
+	for _, h := range r.Headers {
+		if h.Key == event.MetaEventID {
+			m.UUID = string(h.Value)
+			continue
+		}
+		m.Metadata[h.Key] = string(h.Value)
+	}
+	if m.UUID == "" {
+		m.UUID = r.Topic + "/" + strconv.Itoa(int(r.Partition)) + "/" + strconv.FormatInt(r.Offset, 10)
+	}
+	if len(r.Key) > 0 {
+		m.Metadata[event.MetaAggregateID] = string(r.Key)
+	}
+	return m
+}
+
+// TopicConfig says how topics are created.
+type TopicConfig struct {
+	Partitions  int           // of a new topic
+	Replication int           // copies of each partition; -1 means the broker's default
+	Retention   time.Duration // zero means the broker's default
+}
+
+// EnsureTopics creates the topics that the broker lacks; those it has are left as they are.
+func EnsureTopics(ctx context.Context, client *kgo.Client, cfg TopicConfig, topics ...string) error {
+	configs := map[string]*string{}
+	if cfg.Retention > 0 {
+		configs["retention.ms"] = kadm.StringPtr(strconv.FormatInt(cfg.Retention.Milliseconds(), 10))
+	}
+	created, err := kadm.NewClient(client).CreateTopics(ctx, int32(cfg.Partitions), int16(cfg.Replication), configs, topics...)
+	if err != nil {
+		return fmt.Errorf("create topics: %w", err)
+	}
+	for _, t := range created.Sorted() {
+		if t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists) {
+			return fmt.Errorf("create topic %s: %w", t.Topic, t.Err)
+		}
+	}
+	return nil
+}
+
+// AwaitTopics is EnsureTopics that tries until it succeeds or ctx ends.
+func AwaitTopics(ctx context.Context, brokers []string, log *slog.Logger, cfg TopicConfig, topics ...string) error {
+	client, err := NewClient(brokers, log)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	warned := false
+	for {
+		attemptCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := EnsureTopics(attemptCtx, client, cfg, topics...)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !warned {
+			log.Warn("topics can't be created yet, trying again", "brokers", brokers, "error", err)
+			warned = true
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// NewClient returns a client that outlives any outage of the brokers. Options are added to those it needs.
+func NewClient(brokers []string, log *slog.Logger, opts ...kgo.Opt) (*kgo.Client, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	base := []kgo.Opt{
+		kgo.SeedBrokers(brokers...),
+		kgo.ClientID("cornjacket"),
+		kgo.WithLogger(logger{log}),
+		kgo.MetadataMinAge(250 * time.Millisecond), // a broker that comes back is found fast
+		kgo.RetryBackoffFn(func(tries int) time.Duration {
+			return min(50*time.Millisecond<<min(tries, 5), time.Second)
+		}),
+		kgo.DialTimeout(3 * time.Second),
+		kgo.RequestTimeoutOverhead(5 * time.Second),
+	}
+	client, err := kgo.NewClient(append(base, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("create Kafka client: %w", err)
+	}
+	return client, nil
+}
+
+// logger passes franz-go's log on; what it tells at info and below is of use only when debugging.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Level() kgo.LogLevel {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		return kgo.LogLevelInfo
+	}
+	return kgo.LogLevelWarn
+}
+
+func (l logger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	to := slog.LevelDebug
+	if level <= kgo.LogLevelError {
+		to = slog.LevelWarn
+	}
+	l.log.Log(context.Background(), to, "kafka: "+msg, keyvals...)
+}

@@ -1,0 +1,398 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/eclipse/paho.golang/autopaho"
+	"github.com/eclipse/paho.golang/packets"
+	"github.com/eclipse/paho.golang/paho"
+)
+
+const (
+	minBackoff = 100 * time.Millisecond
+	stableFor  = 10 * time.Second // a connection that lasted this long starts the backoff anew
+	sayAgain   = time.Minute      // how often the same failure is logged again
+)
+
+var errClosing = errors.New("subscriber is closing")
+
+// subscription is one session on the broker, over any number of connections.
+type subscription struct {
+	cfg      *Config
+	url      *url.URL
+	clientID string
+	filters  []string
+	log      *slog.Logger
+	out      chan *message.Message
+	inflight tracker
+	pinger   *pinger
+	manager  *autopaho.ConnectionManager
+	msgCtx   context.Context
+	abort    context.CancelFunc // ends msgCtx
+	wg       sync.WaitGroup     // of the links
+	stopOnce sync.Once
+	stopped  chan struct{}
+	release  func() // gives the client ID free
+	dropped  *atomic.Uint64
+
+	mu        sync.Mutex
+	link      *link
+	up        bool
+	stopping  bool
+	lastErr   error
+	retired   []context.CancelFunc // of links that are lost
+	failures  int                  // attempts since a connection was stable
+	lastSaid  string
+	lastSaidT time.Time
+}
+
+// start connects and keeps connected until stop. ctx gives the messages' contexts their values.
+func (s *subscription) start(ctx context.Context) error {
+	s.msgCtx, s.abort = context.WithCancel(context.WithoutCancel(ctx))
+	s.pinger = &pinger{}
+	cfg := autopaho.ClientConfig{
+		ServerUrls:            []*url.URL{s.url},
+		TlsCfg:                s.cfg.TLS,
+		KeepAlive:             uint16(keepAlive / time.Second),
+		SessionExpiryInterval: s.cfg.expirySeconds(),
+		ConnectTimeout:        s.cfg.ConnectTimeout,
+		ReconnectBackoff:      func(int) time.Duration { return s.backoff() },
+		ConnectUsername:       s.cfg.Username,
+		ConnectPassword:       []byte(s.cfg.Password),
+		OnConnectionUp:        func(_ *autopaho.ConnectionManager, ca *paho.Connack) { s.connected(ca) },
+		OnConnectionDown:      func() bool { return !s.isStopping() },
+		OnConnectError:        s.connectFailed,
+		ConnectPacketBuilder: func(cp *paho.Connect, _ *url.URL) (*paho.Connect, error) {
+			window := uint16(s.cfg.Window)
+			cp.Properties.ReceiveMaximum = &window
+			return cp, nil
+		},
+		DisconnectPacketBuilder: func() *paho.Disconnect { return nil }, // the link has said it
+		ClientConfig: paho.ClientConfig{
+			ClientID:          s.clientID,
+			PacketTimeout:     s.cfg.ConnectTimeout,
+			PingHandler:       s.pinger,
+			Session:           &connState{up: s.linkUp, down: s.linkDown},
+			OnPublishReceived: []func(paho.PublishReceived) (bool, error){s.received},
+		},
+	}
+	if !isWebsocket(s.url) {
+		cfg.AttemptConnection = func(ctx context.Context, _ autopaho.ClientConfig, u *url.URL) (net.Conn, error) {
+			return Dial(ctx, u, s.cfg.TLS, s.cfg.ConnectTimeout)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock() // callbacks wait until the manager is set
+	manager, err := autopaho.NewConnection(context.Background(), cfg)
+	if err != nil {
+		s.abort()
+		return fmt.Errorf("start MQTT connection: %w", err)
+	}
+	s.manager = manager
+	return nil
+}
+
+// linkUp is told of a connection before the first packet is read from it.
+func (s *subscription) linkUp(conn io.Writer, _ *packets.Connack) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return errClosing
+	}
+	s.link = newLink(s, conn)
+	return nil
+}
+
+// linkDown is told that the connection is lost, at least once and before the next one is made.
+func (s *subscription) linkDown(dp *packets.Disconnect) {
+	s.mu.Lock()
+	l := s.link
+	if l == nil {
+		s.mu.Unlock()
+		return
+	}
+	s.link = nil
+	l.cancel(s.cause(l, dp))
+	err := context.Cause(l.ctx)
+	wasUp := s.up
+	s.up, s.lastErr = false, err
+	s.retired = append(s.retired, l.retire)
+	if wasUp && time.Since(l.started) >= stableFor {
+		s.failures = 0
+	}
+	stopping := s.stopping
+	s.mu.Unlock()
+	s.dropQoS0(l.abandon())
+	if stopping {
+		return
+	}
+	s.say("MQTT connection lost, connecting again", err)
+	if wasUp && s.cfg.OnDown != nil {
+		s.cfg.OnDown(err)
+	}
+}
+
+// cause says why a connection was lost that this side did not give up.
+func (s *subscription) cause(l *link, dp *packets.Disconnect) error {
+	if dp != nil {
+		if dp.ReasonCode == packets.DisconnectSessionTakenOver {
+			return fmt.Errorf("another client connected with the client ID %q: each instance needs one of its own", s.clientID)
+		}
+		return fmt.Errorf("broker disconnected: %s", dp.Reason())
+	}
+	if s.pinger.silence() >= deadAfter {
+		return fmt.Errorf("broker has been silent for %s", s.pinger.silence().Round(time.Second))
+	}
+	c, ok := l.conn.(*Conn)
+	switch {
+	case !ok || c.cause() == nil:
+		return errors.New("connection lost")
+	case !errors.Is(c.cause(), io.EOF):
+		return fmt.Errorf("read from broker: %w", c.cause())
+	case time.Since(l.started) < stableFor: // Mosquitto 2.0.11 does not say so when it happens
+		return fmt.Errorf("broker closed the connection soon after it was made: does another client use the client ID %q? (%w)",
+			s.clientID, c.cause())
+	}
+	return fmt.Errorf("broker closed the connection: %w", c.cause())
+}
+
+func (s *subscription) received(pr paho.PublishReceived) (bool, error) {
+	s.mu.Lock()
+	l := s.link
+	s.mu.Unlock()
+	if (l == nil || !l.receive(pr.Packet)) && pr.Packet.QoS == 0 {
+		s.dropQoS0(1) // the broker repeats the others
+	}
+	return true, nil
+}
+
+// connected runs each time the client is connected. The client needs its goroutine back.
+func (s *subscription) connected(ca *paho.Connack) {
+	s.mu.Lock()
+	l, manager := s.link, s.manager
+	s.mu.Unlock()
+	if l == nil {
+		return // lost again already
+	}
+	go func() {
+		if err := s.subscribe(l, manager); err != nil {
+			l.fail(err) // does nothing if the cause was that the connection is lost
+			return
+		}
+		s.granted(l, ca)
+	}()
+}
+
+// subscribe asks for the filters, also when the broker has kept the session: it changes nothing there, and mends a
+// session whose subscriptions were removed or refused.
+func (s *subscription) subscribe(l *link, manager *autopaho.ConnectionManager) error {
+	ctx, cancel := context.WithTimeout(l.ctx, s.cfg.ConnectTimeout)
+	defer cancel()
+	packet := subscribePacket(s.filters)
+	ack, err := manager.Subscribe(ctx, packet)
+	return checkSuback(packet, ack, err)
+}
+
+func subscribePacket(filters []string) *paho.Subscribe {
+	p := &paho.Subscribe{}
+	for _, f := range filters {
+		p.Subscriptions = append(p.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
+	}
+	return p
+}
+
+// checkSuback returns an error unless each filter was granted QoS 1: less would break the promise to lose nothing.
+func checkSuback(p *paho.Subscribe, ack *paho.Suback, err error) error {
+	if ack != nil {
+		for i, code := range ack.Reasons {
+			if code != 1 && i < len(p.Subscriptions) {
+				return fmt.Errorf("subscribe to %s: broker granted %#02x instead of QoS 1", p.Subscriptions[i].Topic, code)
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	return nil
+}
+
+func (s *subscription) granted(l *link, ca *paho.Connack) {
+	g := Granted{
+		ClientID: s.clientID, SessionPresent: ca.SessionPresent, SharedSubscriptions: true,
+		SessionExpiry: time.Duration(s.cfg.expirySeconds()) * time.Second, ReceiveMaximum: 65535,
+		Filters: slices.Clone(s.filters),
+	}
+	if p := ca.Properties; p != nil {
+		g.SharedSubscriptions = p.SharedSubAvailable
+		if p.SessionExpiryInterval != nil {
+			g.SessionExpiry = time.Duration(*p.SessionExpiryInterval) * time.Second
+		}
+		if p.ReceiveMaximum != nil {
+			g.ReceiveMaximum = *p.ReceiveMaximum
+		}
+		if p.MaximumPacketSize != nil {
+			g.MaximumPacketSize = *p.MaximumPacketSize
+		}
+		if p.ServerKeepAlive != nil {
+			g.ServerKeepAlive = time.Duration(*p.ServerKeepAlive) * time.Second
+		}
+	}
+	s.mu.Lock()
+	if s.link != l {
+		s.mu.Unlock()
+		return
+	}
+	s.up, s.lastErr, s.lastSaid = true, nil, ""
+	s.mu.Unlock()
+	s.log.Info("MQTT subscribed", "filters", strings.Join(g.Filters, " "), "session_present", g.SessionPresent,
+		"session_expiry", g.SessionExpiry, "receive_maximum", g.ReceiveMaximum, "window", s.cfg.Window,
+		"shared_subscriptions", g.SharedSubscriptions, "maximum_packet_size", g.MaximumPacketSize,
+		"server_keep_alive", g.ServerKeepAlive)
+	if want := time.Duration(s.cfg.expirySeconds()) * time.Second; g.SessionExpiry < want {
+		s.log.Warn("MQTT broker keeps the session for less time than asked: what arrives after that is lost while the platform is down",
+			"asked", want, "granted", g.SessionExpiry)
+	}
+	if s.cfg.OnUp != nil {
+		s.cfg.OnUp(g)
+	}
+}
+
+func (s *subscription) connectFailed(err error) {
+	s.mu.Lock()
+	s.lastErr = err
+	stopping := s.stopping
+	s.mu.Unlock()
+	if !stopping {
+		s.say("MQTT connection failed, trying again", err)
+	}
+}
+
+// say logs a failure, but the same one only now and then: attempts go on for as long as the broker is away.
+func (s *subscription) say(what string, err error) {
+	text := what + err.Error()
+	s.mu.Lock()
+	again := text == s.lastSaid && time.Since(s.lastSaidT) < sayAgain
+	if !again {
+		s.lastSaid, s.lastSaidT = text, time.Now()
+	}
+	s.mu.Unlock()
+	if !again {
+		s.log.Warn(what, "error", err)
+	}
+}
+
+// backoff returns how long to wait before the next attempt: nothing at first, then doubling, with jitter so that
+// instances do not come back in step.
+func (s *subscription) backoff() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.failures
+	s.failures++
+	if n == 0 {
+		return 0
+	}
+	d := min(minBackoff<<min(n-1, 20), s.cfg.MaxBackoff)
+	return d/2 + rand.N(d/2+1)
+}
+
+// settleEarlier waits until the messages of earlier connections have been acked or nacked.
+func (s *subscription) settleEarlier(ctx context.Context) bool {
+	const while = 10 * time.Second
+	ok := s.inflight.wait(ctx, while, func(n int) {
+		s.log.Warn("MQTT messages of an earlier connection are still being handled, later ones wait for them",
+			"in_flight", n, "waited", while)
+	})
+	if !ok {
+		return false
+	}
+	s.mu.Lock()
+	retired := s.retired
+	s.retired = nil
+	s.mu.Unlock()
+	for _, retire := range retired {
+		retire()
+	}
+	return true
+}
+
+func (s *subscription) dropQoS0(n uint64) {
+	if n == 0 {
+		return
+	}
+	if total := s.dropped.Add(n); total == n || total%10_000 == 0 {
+		s.log.Warn("MQTT messages with QoS 0 dropped: they came faster than they were handled, or the connection was lost",
+			"total", total)
+	}
+}
+
+func (s *subscription) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+func (s *subscription) healthy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.up && !s.stopping && s.pinger.silence() < silentFor
+}
+
+func (s *subscription) oldest() time.Time {
+	oldest := s.inflight.oldest()
+	s.mu.Lock()
+	l := s.link
+	s.mu.Unlock()
+	if l == nil {
+		return oldest
+	}
+	return earlier(oldest, l.lane.Oldest())
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// stop hands out nothing more, waits at most CloseTimeout for what is in flight, and leaves the session to the broker.
+func (s *subscription) stop() {
+	s.stopOnce.Do(func() {
+		defer close(s.stopped)
+		ctx, cancel := context.WithTimeout(context.Background(), s.cfg.CloseTimeout)
+		defer cancel()
+		s.mu.Lock()
+		s.stopping = true
+		l := s.link
+		s.mu.Unlock()
+		if l != nil {
+			l.finish(ctx)
+		}
+		quit, cancelQuit := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancelQuit()
+		if err := s.manager.Disconnect(quit); err != nil {
+			s.log.Warn("MQTT connection did not end in time", "error", err)
+		}
+		if l != nil {
+			l.cancel(errClosing) // in case the client could not
+		}
+		s.abort()
+		s.wg.Wait()
+		s.release() // before the channel says so: who subscribes again then must get this session
+		close(s.out)
+	})
+	<-s.stopped
+}

@@ -1,0 +1,156 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+// PublisherConfig configures a [Publisher].
+type PublisherConfig struct {
+	// MaxBatch is the most events of one transaction; 1,000 if zero. A longer batch of one caller is not divided.
+	MaxBatch int
+	// MaxQueue is the number of waiting events from which [Publisher.Ingest] answers [window.ErrFull]; 20,000 if zero.
+	MaxQueue int
+	// Timeout bounds one attempt at a transaction; 10 s if zero.
+	Timeout time.Duration
+	// OnFlush, if set, is told the outcome of each attempt.
+	OnFlush func(events int, err error)
+	// OnCommit, if set, is called after each transaction; a relay in the same process is woken by it.
+	OnCommit func()
+	// Logger is Watermill's; nil logs nothing.
+	Logger watermill.LoggerAdapter
+}
+
+// Publisher makes events durable in the outbox. Concurrent calls share a transaction: each waits for the commit that
+// carries its events, never for a timer. Events are stored in the order of the calls, and of the turns of their
+// messages. It implements [message.Publisher].
+type Publisher struct {
+	id      string
+	batcher *window.Batcher[[]event.Envelope]
+	rows    *wsql.Publisher
+}
+
+// NewPublisher returns a publisher that writes to db. It must be closed; db stays the caller's.
+func NewPublisher(db *sql.DB, cfg PublisherConfig) (*Publisher, error) {
+	cfg.MaxBatch = max(cfg.MaxBatch, 0)
+	if cfg.MaxBatch == 0 {
+		cfg.MaxBatch = 1000
+	}
+	if cfg.MaxQueue == 0 {
+		cfg.MaxQueue = 20_000
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	p := &Publisher{id: uuid.NewString()}
+	executor := timedExecutor{DB: db, timeout: cfg.Timeout}
+	rows, err := wsql.NewPublisher(executor, wsql.PublisherConfig{SchemaAdapter: schema{notify: p.id}}, nopIfNil(cfg.Logger))
+	if err != nil {
+		return nil, fmt.Errorf("create SQL publisher: %w", err)
+	}
+	p.rows = rows
+	p.batcher = window.NewBatcher(window.BatcherConfig[[]event.Envelope]{
+		MaxBatch: cfg.MaxBatch,
+		MaxQueue: cfg.MaxQueue,
+		Weigh:    func(events []event.Envelope) int { return len(events) },
+		OnFlush:  cfg.OnFlush,
+		Flush: func(_ context.Context, calls [][]event.Envelope) error {
+			if err := p.flush(calls); err != nil {
+				return err
+			}
+			if cfg.OnCommit != nil {
+				cfg.OnCommit()
+			}
+			return nil
+		},
+	})
+	return p, nil
+}
+
+// ID identifies the publisher in notifications.
+func (p *Publisher) ID() string { return p.id }
+
+// Queued returns how many events wait for their transaction.
+func (p *Publisher) Queued() int { return p.batcher.Queued() }
+
+// Ingest stores events in one transaction, in order. It returns nil once they are durable, [window.ErrFull] when too
+// many are waiting, an [event.Permanent] error when the database can't hold one of them (then none is stored), the
+// cause of ctx when that ends first, or [window.ErrClosed].
+func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
+	return p.batcher.TryDo(ctx, events)
+}
+
+// Store is Ingest for one event that waits as long as it takes, in the turn that ctx carries.
+func (p *Publisher) Store(ctx context.Context, e event.Envelope) error {
+	return p.batcher.Do(ctx, []event.Envelope{e})
+}
+
+// Publish stores messages whose payloads are envelopes, in one transaction. The topic is not used: there is one outbox.
+func (p *Publisher) Publish(_ string, msgs ...*message.Message) error {
+	if len(msgs) == 0 {
+		return nil
+	}
+	events := make([]event.Envelope, len(msgs))
+	for i, m := range msgs {
+		e, err := event.Unmarshal(m.Payload)
+		if err != nil {
+			return fmt.Errorf("read event of message %s: %w", m.UUID, err)
+		}
+		events[i] = e
+	}
+	return p.batcher.Do(msgs[0].Context(), events)
+}
+
+// Close stops taking events and waits until those taken are durable.
+func (p *Publisher) Close() error { return p.Shutdown(context.Background()) }
+
+// Shutdown is Close that gives up when ctx ends.
+func (p *Publisher) Shutdown(ctx context.Context) error {
+	if err := p.batcher.Close(ctx); err != nil {
+		return fmt.Errorf("close outbox publisher: %w", err)
+	}
+	return p.rows.Close()
+}
+
+func (p *Publisher) flush(calls [][]event.Envelope) error {
+	var msgs message.Messages
+	for _, events := range calls {
+		for i := range events {
+			m, err := row(&events[i])
+			if err != nil {
+				return event.Permanent(err)
+			}
+			msgs = append(msgs, m)
+		}
+	}
+	if err := p.rows.Publish(Topic, msgs...); err != nil {
+		if dataError(err) {
+			return event.Permanent(err)
+		}
+		return err
+	}
+	return nil
+}
+
+// timedExecutor bounds each statement: Watermill's publisher passes no deadline of its own, and a frozen server would
+// hold it for ever.
+type timedExecutor struct {
+	*sql.DB
+	timeout time.Duration
+}
+
+func (t timedExecutor) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	defer cancel()
+	return t.DB.ExecContext(ctx, query, args...)
+}

@@ -1,0 +1,351 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+// SubscriberConfig configures a [Subscriber].
+type SubscriberConfig struct {
+	// Window is the most events that may be handed out and not acknowledged; 2,000 if zero.
+	Window int
+	// MaxBatch is the most events that are sequenced by one statement; 1,000 if zero.
+	MaxBatch int
+	// Poll is how often the outbox is looked at when nothing wakes the relay; 1 s if zero.
+	Poll time.Duration
+	// Timeout bounds one statement; 10 s if zero.
+	Timeout time.Duration
+	// Ignore is the ID of a publisher whose notifications are not needed, because it calls [Subscriber.Wake] itself.
+	Ignore string
+	// Log receives what an operator should know; nothing if nil.
+	Log *slog.Logger
+}
+
+// Subscriber moves events from the outbox into the event log and hands them out in the order of their positions. One
+// subscriber of a database is active at a time; others stand by and take over within seconds. Events are handed out
+// again after a crash, with the same positions. It implements [message.Subscriber].
+type Subscriber struct {
+	cfg  SubscriberConfig
+	pool *pgxpool.Pool
+	wake chan struct{}
+
+	state     atomic.Pointer[State]
+	published atomic.Int64 // newest position of the acknowledged prefix
+	lane      atomic.Pointer[window.Lane[int64]]
+
+	stop    context.CancelFunc // of the one subscription
+	ctx     context.Context
+	running sync.WaitGroup
+}
+
+// State is what the relay is doing, for health.
+type State struct {
+	Leading   bool      // false while another instance holds the lock
+	LastRound time.Time // last round trip to the database that succeeded
+	Err       error     // why the last one failed; nil when it did not
+	Sequenced int64     // newest position in the event log
+}
+
+// lockKey is the advisory lock of the active relay.
+const lockKey = 0x636f726e6a61636b // "cornjack"
+
+// NewSubscriber returns a subscriber on the database of pool, which stays the caller's.
+func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
+	if cfg.Window == 0 {
+		cfg.Window = 2000
+	}
+	if cfg.MaxBatch == 0 {
+		cfg.MaxBatch = 1000
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = time.Second
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Subscriber{cfg: cfg, pool: pool, wake: make(chan struct{}, 1)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.state.Store(&State{})
+	return s
+}
+
+// Wake makes the relay look at the outbox now. It never blocks.
+func (s *Subscriber) Wake() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// State returns what the relay is doing.
+func (s *Subscriber) State() State { return *s.state.Load() }
+
+// Published returns the newest position up to which all events have been acknowledged.
+func (s *Subscriber) Published() int64 { return s.published.Load() }
+
+// Oldest returns when the oldest event in flight was handed out, zero if none is.
+func (s *Subscriber) Oldest() time.Time {
+	if l := s.lane.Load(); l != nil {
+		return l.Oldest()
+	}
+	return time.Time{}
+}
+
+// Subscribe starts the relay. The channel is closed after ctx has ended or Close was called, once what is in flight
+// has been acknowledged. The topic is not used: there is one outbox.
+func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
+	if s.ctx.Err() != nil {
+		return nil, errors.New("outbox subscriber is closed")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(s.ctx, cancel)
+	out := make(chan *message.Message)
+	s.running.Go(func() {
+		defer close(out)
+		defer cancel()
+		s.run(ctx, out)
+	})
+	return out, nil
+}
+
+// Close ends the subscription and waits until what is in flight has been acknowledged.
+func (s *Subscriber) Close() error {
+	s.stop()
+	s.running.Wait()
+	return nil
+}
+
+// run leads as long as it can, and stands by otherwise.
+func (s *Subscriber) run(ctx context.Context, out chan<- *message.Message) {
+	const minBackoff, maxBackoff = 100 * time.Millisecond, 2 * time.Second
+	backoff := minBackoff
+	for ctx.Err() == nil {
+		started := time.Now()
+		err := s.lead(ctx, out)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil { // another instance leads
+			if !sleep(ctx, s.cfg.Poll) {
+				return
+			}
+			continue
+		}
+		s.failed(err)
+		if time.Since(started) > maxBackoff {
+			backoff = minBackoff
+		}
+		if !sleep(ctx, backoff) {
+			return
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+func (s *Subscriber) failed(err error) {
+	if before := s.State(); before.Err == nil {
+		s.cfg.Log.Error("relay lost the database, trying again", "error", err)
+	}
+	s.update(func(st *State) { st.Err, st.Leading = err, false })
+}
+
+func (s *Subscriber) update(change func(*State)) {
+	st := s.State()
+	change(&st)
+	s.state.Store(&st)
+}
+
+func (s *Subscriber) round() {
+	s.update(func(st *State) { st.LastRound, st.Err = time.Now(), nil })
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// lead takes the lock and relays until ctx ends, which is no error, or the database fails. It returns nil at once
+// when another instance has the lock.
+func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) error {
+	seq, err := s.acquire(ctx)
+	if err != nil || seq == nil {
+		return err
+	}
+	defer seq.close()
+
+	// The lane outlives ctx, so that what is in flight can be acknowledged; it ends with the leadership.
+	laneCtx, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	dirty := make(chan struct{}, 1)
+	lane := window.NewLane(laneCtx, out, window.LaneConfig[int64]{
+		Size: s.cfg.Window,
+		Advance: func(position int64) {
+			s.published.Store(position)
+			select {
+			case dirty <- struct{}{}:
+			default:
+			}
+		},
+	})
+	s.lane.Store(lane)
+	var saver sync.WaitGroup
+	saverCtx, stopSaver := context.WithCancel(laneCtx)
+	saver.Go(func() { s.saveCursor(saverCtx, dirty) })
+	defer func() { stopSaver(); saver.Wait() }()
+
+	listenCtx, stopListening := context.WithCancel(ctx)
+	defer stopListening()
+	saver.Go(func() { s.listen(listenCtx) })
+
+	err = s.relay(ctx, laneCtx, seq, lane)
+	stopListening()
+	if ctx.Err() == nil {
+		abandon()
+		<-lane.Done()
+		return err
+	}
+	lane.Close()
+	<-lane.Done()
+	stopSaver()
+	saver.Wait()
+	if err := s.writeCursor(context.WithoutCancel(ctx)); err != nil {
+		s.cfg.Log.Warn("saving the relay's cursor at the end failed; the last events will be published again", "error", err)
+	}
+	return nil
+}
+
+// relay hands out what a predecessor left unpublished, then whatever comes.
+func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *window.Lane[int64]) error {
+	send := func(batch []*message.Message, positions []int64) bool {
+		for i, m := range batch {
+			src := window.Source{Topic: Topic, Partition: -1, Offset: positions[i], Key: m.Metadata[keyMetadata]}
+			if !lane.Send(ctx, laneCtx, m, positions[i], src) {
+				return false
+			}
+		}
+		return true
+	}
+	cursor, err := seq.cursor(ctx)
+	if err != nil {
+		return err
+	}
+	s.published.Store(cursor)
+	for {
+		batch, positions, err := seq.after(ctx, cursor)
+		if err != nil {
+			return err
+		}
+		s.round()
+		if len(batch) == 0 {
+			break
+		}
+		if !send(batch, positions) {
+			return nil
+		}
+		cursor = positions[len(positions)-1]
+	}
+	timer := time.NewTimer(s.cfg.Poll)
+	defer timer.Stop()
+	for {
+		batch, positions, more, err := seq.next(ctx)
+		if err != nil {
+			return err
+		}
+		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
+		if !send(batch, positions) {
+			return nil
+		}
+		if more {
+			continue
+		}
+		timer.Reset(s.cfg.Poll)
+		select {
+		case <-s.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// listen turns notifications into wake-ups. Without it the relay still polls, so its failures only cost latency.
+func (s *Subscriber) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := s.listenOnce(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		s.cfg.Log.Debug("listening for outbox notifications failed, trying again", "error", err)
+		if !sleep(ctx, s.cfg.Poll) {
+			return
+		}
+	}
+}
+
+func (s *Subscriber) listenOnce(ctx context.Context) error {
+	conn, err := dial(ctx, s.pool, s.cfg.Timeout)
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	s.Wake() // for what was committed before we listened
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return fmt.Errorf("wait for notification: %w", err)
+		}
+		if s.cfg.Ignore == "" || n.Payload != s.cfg.Ignore {
+			s.Wake()
+		}
+	}
+}
+
+// saveCursor writes the cursor some time after it has moved: what a crash repeats has the same positions, and is
+// ignored by whoever has applied it.
+func (s *Subscriber) saveCursor(ctx context.Context, dirty <-chan struct{}) {
+	const every = 200 * time.Millisecond
+	for {
+		select {
+		case <-dirty:
+		case <-ctx.Done():
+			return
+		}
+		if !sleep(ctx, every) {
+			return
+		}
+		if err := s.writeCursor(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Debug("saving the relay's cursor failed", "error", err)
+		}
+	}
+}
+
+func (s *Subscriber) writeCursor(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	_, err := s.pool.Exec(ctx,
+		`UPDATE relay_cursor SET position = $1, updated_at = now() WHERE name = 'bus' AND position < $1`, s.published.Load())
+	if err != nil {
+		return fmt.Errorf("save relay cursor: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,245 @@
+package window
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cornjacket/platform-services/event"
+)
+
+// Errors of a [Batcher].
+var (
+	// ErrFull says that the queue has no room; try again later.
+	ErrFull = errors.New("queue is full")
+	// ErrClosed says that the batcher no longer takes items.
+	ErrClosed = errors.New("batcher is closed")
+	// ErrAbandoned says that the item's source ended before its turn came. It was not handed in, and will be read again.
+	ErrAbandoned = errors.New("message was abandoned before its turn")
+)
+
+// BatcherConfig configures a [Batcher].
+type BatcherConfig[T any] struct {
+	// Flush does the work of one batch, in order: all of it or none. An error marked with [event.Permanent] means
+	// that an item of the batch can never succeed: the batch is halved until that item is alone, and the error is that
+	// item's; so does a panic. Any other error is taken for an outage: the batch is tried again until it succeeds.
+	Flush func(ctx context.Context, items []T) error
+	// Weigh tells how much of a batch an item takes; 1 if nil.
+	Weigh func(T) int
+	// MaxBatch is the greatest weight of one batch. A heavier item travels alone.
+	MaxBatch int
+	// MaxQueue is the weight from which [Batcher.TryDo] answers ErrFull. Zero means no bound.
+	MaxQueue int
+	// OnFlush, if set, is told the outcome of each attempt, for health and logs.
+	OnFlush func(items int, err error)
+	// MinBackoff and MaxBackoff bound the time between attempts; 50 ms and 2 s if zero.
+	MinBackoff, MaxBackoff time.Duration
+}
+
+// Batcher does the work of many callers at once: while one batch is being done the next one gathers, and nobody ever
+// waits for a timer. Callers whose context carries a [Turn] are taken in the order of their turns.
+type Batcher[T any] struct {
+	cfg    BatcherConfig[T]
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu     sync.Mutex
+	more   sync.Cond
+	queue  []*ticket[T]
+	weight int // of what is queued or being done
+	closed bool
+}
+
+type ticket[T any] struct {
+	item   T
+	weight int
+	done   chan error
+}
+
+// NewBatcher starts a batcher. Close must be called to stop it.
+func NewBatcher[T any](cfg BatcherConfig[T]) *Batcher[T] {
+	if cfg.Weigh == nil {
+		cfg.Weigh = func(T) int { return 1 }
+	}
+	if cfg.MinBackoff == 0 {
+		cfg.MinBackoff = 50 * time.Millisecond
+	}
+	if cfg.MaxBackoff == 0 {
+		cfg.MaxBackoff = 2 * time.Second
+	}
+	b := &Batcher[T]{cfg: cfg, done: make(chan struct{})}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.more.L = &b.mu
+	go b.run()
+	return b
+}
+
+// Do hands an item in and waits until the batch that carries it is done. It returns nil, the item's permanent error,
+// ErrClosed or ErrAbandoned; it does not return earlier when ctx ends, since the item is then still on its way.
+func (b *Batcher[T]) Do(ctx context.Context, item T) error {
+	t := &ticket[T]{item: item, weight: b.cfg.Weigh(item), done: make(chan error, 1)}
+	TurnFrom(ctx).do(func() { b.push(t) }, func() { t.done <- ErrAbandoned })
+	return <-t.done
+}
+
+// TryDo is Do for callers that would rather be refused than wait: it returns ErrFull when the queue is full, and the
+// cause of ctx when that ends first. An item still queued is then withdrawn; one whose batch is being done may yet
+// succeed.
+func (b *Batcher[T]) TryDo(ctx context.Context, item T) error {
+	t := &ticket[T]{item: item, weight: b.cfg.Weigh(item), done: make(chan error, 1)}
+	if b.cfg.MaxQueue > 0 && b.Queued() >= b.cfg.MaxQueue {
+		return ErrFull
+	}
+	TurnFrom(ctx).do(func() { b.push(t) }, func() { t.done <- ErrAbandoned })
+	select {
+	case err := <-t.done:
+		return err
+	case <-ctx.Done():
+		b.withdraw(t)
+		return context.Cause(ctx)
+	}
+}
+
+// withdraw takes a ticket out of the queue, unless its batch has been taken.
+func (b *Batcher[T]) withdraw(t *ticket[T]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.queue, t); i >= 0 {
+		b.queue = slices.Delete(slices.Clone(b.queue), i, i+1) // a batch being done shares the array
+		b.weight -= t.weight
+	}
+}
+
+// Queued returns the weight of what has been handed in and is not done.
+func (b *Batcher[T]) Queued() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.weight
+}
+
+func (b *Batcher[T]) push(t *ticket[T]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		t.done <- ErrClosed
+		return
+	}
+	b.queue = append(b.queue, t)
+	b.weight += t.weight
+	b.more.Signal()
+}
+
+// Close stops taking items and waits until those handed in are done, or until ctx ends; what is then left gets
+// ErrClosed.
+func (b *Batcher[T]) Close(ctx context.Context) error {
+	b.mu.Lock()
+	b.closed = true
+	b.more.Broadcast()
+	b.mu.Unlock()
+	select {
+	case <-b.done:
+		b.cancel()
+		return nil
+	case <-ctx.Done():
+		b.cancel()
+		<-b.done
+		return ctx.Err()
+	}
+}
+
+func (b *Batcher[T]) run() {
+	defer close(b.done)
+	for {
+		batch := b.take()
+		if batch == nil {
+			return
+		}
+		b.flush(batch)
+	}
+}
+
+func (b *Batcher[T]) take() []*ticket[T] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.queue) == 0 {
+		if b.closed {
+			return nil
+		}
+		b.more.Wait()
+	}
+	n, weight := 0, 0
+	for n < len(b.queue) && (n == 0 || weight+b.queue[n].weight <= b.cfg.MaxBatch) {
+		weight += b.queue[n].weight
+		n++
+	}
+	batch := b.queue[:n:n]
+	b.queue = b.queue[n:]
+	if len(b.queue) == 0 {
+		b.queue = nil
+	}
+	return batch
+}
+
+// flush does a batch, halving it around items that can never succeed.
+func (b *Batcher[T]) flush(batch []*ticket[T]) {
+	items := make([]T, len(batch))
+	for i, t := range batch {
+		items[i] = t.item
+	}
+	err := b.attempt(items)
+	if err != nil && event.IsPermanent(err) && len(batch) > 1 {
+		b.flush(batch[:len(batch)/2])
+		b.flush(batch[len(batch)/2:])
+		return
+	}
+	weight := 0
+	for _, t := range batch {
+		weight += t.weight
+	}
+	b.mu.Lock()
+	b.weight -= weight
+	b.mu.Unlock()
+	for _, t := range batch {
+		t.done <- err
+	}
+}
+
+// attempt tries a batch until it succeeds, fails for good, or the batcher is closed.
+func (b *Batcher[T]) attempt(items []T) error {
+	backoff := b.cfg.MinBackoff
+	for {
+		// Once a batch has been given up no later one may succeed: it would overtake.
+		if b.ctx.Err() != nil {
+			return ErrClosed
+		}
+		err := b.try(items)
+		if b.cfg.OnFlush != nil {
+			b.cfg.OnFlush(len(items), err)
+		}
+		if err == nil || event.IsPermanent(err) {
+			return err
+		}
+		select {
+		case <-b.ctx.Done():
+			return ErrClosed
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, b.cfg.MaxBackoff)
+	}
+}
+
+// try is one attempt. A panic is a bug that a batch brings out: it is taken for a permanent error, so that only the
+// item which does it fails, and not the process.
+func (b *Batcher[T]) try(items []T) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = event.Permanent(fmt.Errorf("panic in a batch of %d: %v\n%s", len(items), r, debug.Stack()))
+		}
+	}()
+	return b.cfg.Flush(b.ctx, items)
+}

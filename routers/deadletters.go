@@ -1,0 +1,234 @@
+package routers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/google/uuid"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+// poison is where the poison queue middleware publishes: each message becomes a row in the dlq table of its service.
+// From there it is published on the bus, so that a bus that is away loses nothing.
+type poison struct {
+	consumer string
+	store    DeadLetterStore
+	now      func() time.Time
+	log      *slog.Logger
+	added    func() // wakes who publishes them
+	ctx      context.Context
+	cancel   context.CancelFunc
+}
+
+func newPoison(consumer string, store DeadLetterStore, now func() time.Time, log *slog.Logger, added func()) *poison {
+	p := &poison{consumer: consumer, store: store, now: now, log: log, added: added}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// Publish stores dead letters, as long as that takes.
+func (p *poison) Publish(_ string, msgs ...*message.Message) error {
+	for _, msg := range msgs {
+		l := p.letter(msg)
+		if err := p.add(l); err != nil {
+			return err
+		}
+		p.log.Warn("message is now a dead letter", "consumer", l.Consumer, "event_id", l.EventID,
+			"correlation_id", l.CorrelationID, "topic", l.Topic, "attempts", l.RetryCount+1, "reason", l.Error)
+		if p.added != nil {
+			p.added()
+		}
+	}
+	return nil
+}
+
+func (p *poison) add(l event.DeadLetter) error {
+	backoff := 50 * time.Millisecond
+	warned := false
+	for {
+		ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
+		err := p.store.Add(ctx, l)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if p.ctx.Err() != nil {
+			return fmt.Errorf("store dead letter of %s: %w", p.consumer, err)
+		}
+		if !warned {
+			p.log.Error("dead letter can't be stored, trying again", "consumer", p.consumer, "error", err)
+			warned = true
+		}
+		select {
+		case <-time.After(backoff):
+		case <-p.ctx.Done():
+		}
+		backoff = min(2*backoff, 2*time.Second)
+	}
+}
+
+// Close gives up letters that are not stored; their messages are not acknowledged and come again.
+func (p *poison) Close() error {
+	p.cancel()
+	return nil
+}
+
+func (p *poison) letter(msg *message.Message) event.DeadLetter {
+	l := event.DeadLetter{
+		Consumer:      p.consumer,
+		Payload:       msg.Payload,
+		Error:         msg.Metadata.Get(middleware.ReasonForPoisonedKey),
+		FailedAt:      p.now().UTC(),
+		CorrelationID: middleware.MessageCorrelationID(msg),
+		BusTopic:      event.DeadLetterTopic(event.TopicSystem),
+	}
+	if j, ok := msg.Context().Value(journeyKey{}).(*journey); ok {
+		l.RetryCount = max(0, int(j.attempts.Load())-1)
+	}
+	if e, err := event.Unmarshal(msg.Payload); err == nil {
+		l.EventID = e.ID
+	} else if id, err := uuid.Parse(msg.Metadata.Get(event.MetaEventID)); err == nil {
+		l.EventID = id
+	} else if id, err := uuid.Parse(msg.UUID); err == nil && p.consumer != Ingestion { // there it is the message's own
+		l.EventID = id
+	}
+	src, ok := window.SourceFrom(msg.Context())
+	if !ok {
+		return l
+	}
+	l.Topic, l.Key = src.Topic, src.Key
+	if src.Partition >= 0 {
+		l.Partition = &src.Partition
+	}
+	if src.Offset >= 0 {
+		l.Offset = &src.Offset
+	}
+	switch p.consumer {
+	case Ingestion:
+		if _, eventType, err := event.SplitMQTTTopic(src.Topic); err == nil {
+			l.BusTopic = event.DeadLetterTopic(event.Topic(eventType))
+		}
+	case Relay:
+		l.BusTopic = event.DeadLetterTopic(event.Topic(msg.Metadata.Get(event.MetaEventType)))
+	default:
+		l.BusTopic = event.DeadLetterTopic(src.Topic)
+	}
+	return l
+}
+
+// Mailbox is where dead letters wait to be published. It may be used concurrently.
+type Mailbox interface {
+	Unpublished(ctx context.Context, consumers []string, limit int) ([]event.DeadLetter, error)
+	MarkPublished(ctx context.Context, ids []uuid.UUID, at time.Time) error
+}
+
+// Postman publishes the dead letters of some consumers on the bus, each at least once.
+type Postman struct {
+	Mailbox   Mailbox
+	Consumers []string
+	Publisher message.Publisher
+	Now       func() time.Time
+	Log       *slog.Logger
+	Poll      time.Duration // how often to look when nobody has called Wake; another process may have written
+	wake      chan struct{}
+}
+
+// Init makes the postman ready for Wake and Run.
+func (p *Postman) Init() *Postman {
+	p.wake = make(chan struct{}, 1)
+	if p.Poll == 0 {
+		p.Poll = 15 * time.Second
+	}
+	return p
+}
+
+// Wake makes Run look now. It never blocks.
+func (p *Postman) Wake() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run publishes until ctx ends.
+func (p *Postman) Run(ctx context.Context) {
+	failing := false
+	for ctx.Err() == nil {
+		wait := p.Poll
+		n, err := p.deliver(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			if !failing {
+				p.Log.Error("dead letters can't be published yet, trying again", "error", err)
+			}
+			wait = 2 * time.Second
+		case n > 0:
+			continue
+		}
+		failing = err != nil
+		select {
+		case <-p.wake:
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (p *Postman) deliver(ctx context.Context) (int, error) {
+	callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	letters, err := p.Mailbox.Unpublished(callCtx, p.Consumers, 100)
+	if err != nil || len(letters) == 0 {
+		return 0, err
+	}
+	ids := make([]uuid.UUID, len(letters))
+	for i, l := range letters {
+		ids[i] = l.ID
+		err := p.Publisher.Publish(l.BusTopic, envelope(l))
+		if err != nil && !event.IsPermanent(err) {
+			return 0, fmt.Errorf("publish dead letter %s: %w", l.ID, err)
+		}
+		if err != nil { // the bus will never take it; the row in the dlq table is what remains
+			p.Log.Warn("the bus refuses a dead letter; it stays in the dlq table", "dlq_id", l.ID, "error", err)
+		}
+	}
+	if err := p.Mailbox.MarkPublished(callCtx, ids, p.Now().UTC()); err != nil {
+		return 0, errors.Join(errors.New("dead letters were published and will be again"), err)
+	}
+	return len(letters), nil
+}
+
+// envelope is a dead letter as a record: the bytes as they came, and in headers what went wrong and where.
+func envelope(l event.DeadLetter) *message.Message {
+	m := message.NewMessage(l.ID.String(), l.Payload)
+	if l.EventID != uuid.Nil {
+		m.UUID = l.EventID.String()
+	}
+	m.Metadata = message.Metadata{
+		"dlq_id":                l.ID.String(),
+		"consumer":              l.Consumer,
+		"error_message":         l.Error,
+		"failed_at":             l.FailedAt.UTC().Format(time.RFC3339Nano),
+		"retry_count":           strconv.Itoa(l.RetryCount),
+		"source_topic":          l.Topic,
+		event.MetaCorrelationID: l.CorrelationID,
+	}
+	if l.Partition != nil {
+		m.Metadata["source_partition"] = strconv.Itoa(int(*l.Partition))
+	}
+	if l.Offset != nil {
+		m.Metadata["source_offset"] = strconv.FormatInt(*l.Offset, 10)
+	}
+	if l.Key != "" {
+		m.Metadata[event.MetaAggregateID] = l.Key
+	}
+	return m
+}

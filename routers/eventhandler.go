@@ -1,0 +1,149 @@
+package routers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/handlers/sensor"
+	"github.com/cornjacket/platform-services/handlers/user"
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+// Projections returns the projections of the platform.
+func Projections() []handlers.Projection {
+	return []handlers.Projection{sensor.State(), user.Session()}
+}
+
+func projectedTopics() []string { return topicsOf(Projections()) }
+
+func topicsOf(projections []handlers.Projection) []string {
+	var topics []string
+	for _, p := range projections {
+		if !slices.Contains(topics, p.Topic) {
+			topics = append(topics, p.Topic)
+		}
+	}
+	return topics
+}
+
+// ProjectionStore reads the rows of keys, lets fold change or add rows, and writes those whose position has grown, in
+// one transaction that holds them. It returns fold's error as it is, and marks with [event.Permanent] what no retry mends.
+type ProjectionStore interface {
+	Update(ctx context.Context, keys []event.ProjectionKey, fold func(map[event.ProjectionKey]*event.Projection) error) error
+}
+
+// EventhandlerConfig configures the router from the bus to the projections.
+type EventhandlerConfig struct {
+	Stack
+	Subscriber  message.Subscriber
+	Store       ProjectionStore
+	Projections []handlers.Projection // those of [Projections] if nil
+	Letters     DeadLetterStore
+	Added       func() // told of each dead letter; may be nil
+	Now         func() time.Time
+	// MaxBatch is the most events of one transaction; 1,000 if zero.
+	MaxBatch int
+	// OnFlush, if set, is told the outcome of each attempt at a transaction.
+	OnFlush func(events int, err error)
+}
+
+// NewEventhandler returns the router that applies each event to its projections, exactly once.
+func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
+	if cfg.Projections == nil {
+		cfg.Projections = Projections()
+	}
+	if cfg.MaxBatch == 0 {
+		cfg.MaxBatch = 1000
+	}
+	letters := newPoison(Eventhandler, cfg.Letters, cfg.Now, cfg.Log, cfg.Added)
+	router, err := newRouter(Eventhandler, cfg.Stack, letters)
+	if err != nil {
+		return nil, err
+	}
+	projector := window.NewBatcher(window.BatcherConfig[*application]{
+		MaxBatch: cfg.MaxBatch,
+		OnFlush:  cfg.OnFlush,
+		Flush: func(ctx context.Context, batch []*application) error {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			return apply(ctx, cfg.Store, batch)
+		},
+	})
+	topics := strings.Join(topicsOf(cfg.Projections), ",")
+	router.AddConsumerHandler(Eventhandler, topics, cfg.Subscriber, func(msg *message.Message) error {
+		e, err := event.Unmarshal(msg.Payload)
+		if err != nil {
+			return fmt.Errorf("read event: %w", err)
+		}
+		if e.Metadata.Position <= 0 {
+			return event.Permanent(fmt.Errorf("metadata.position: is missing, the event did not come through the log"))
+		}
+		a := &application{event: e}
+		for _, p := range cfg.Projections {
+			if p.Applies(e.Type) {
+				a.projections = append(a.projections, p)
+			}
+		}
+		if len(a.projections) == 0 {
+			return nil
+		}
+		return projector.Do(msg.Context(), a)
+	})
+	return &Router{name: Eventhandler, router: router, letters: letters, drain: projector.Close}, nil
+}
+
+// application is one event and the projections it is to be applied to.
+type application struct {
+	event       event.Envelope
+	projections []handlers.Projection
+}
+
+// apply folds a batch into its projections, in order, in one transaction. Rows remember the position of the newest
+// event applied, so that an event that comes again has no second effect.
+func apply(ctx context.Context, s ProjectionStore, batch []*application) error {
+	var keys []event.ProjectionKey
+	for _, a := range batch {
+		for _, p := range a.projections {
+			keys = append(keys, event.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID})
+		}
+	}
+	return s.Update(ctx, keys, func(rows map[event.ProjectionKey]*event.Projection) error {
+		for _, a := range batch {
+			for _, p := range a.projections {
+				if err := reduce(rows, p, &a.event); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projection, e *event.Envelope) error {
+	key := event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}
+	row := rows[key]
+	var current handlers.State
+	if row != nil {
+		if e.Metadata.Position <= row.Position {
+			return nil
+		}
+		current = handlers.State{Value: row.State, EventID: row.LastEventID, EventTime: row.LastEventTimestamp}
+	}
+	next, err := p.Reduce(current, e)
+	if err != nil {
+		return event.Permanent(fmt.Errorf("apply event %s to %s: %w", e.ID, p.Type, err))
+	}
+	if row == nil {
+		row = &event.Projection{Type: key.Type, AggregateID: key.AggregateID}
+		rows[key] = row
+	}
+	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, e.Metadata.Position
+	return nil
+}
