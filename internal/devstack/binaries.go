@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -223,7 +224,11 @@ func fetch(ctx context.Context, cacheDir, into string) error {
 		Version(fetched).Port(0).Logger(io.Discard).
 		CachePath(work).RuntimePath(filepath.Join(work, "run")).BinariesPath(unpacked).DataPath(data))
 	done := make(chan error, 1)
-	go func() { done <- db.Start() }()
+	go func() {
+		err := db.Start()
+		http.DefaultClient.CloseIdleConnections() // which it has used, and will not again
+		done <- err
+	}()
 	select {
 	case err = <-done:
 	case <-ctx.Done():

@@ -155,7 +155,7 @@ func TestDataOfAnotherVersion(t *testing.T) {
 	t.Parallel()
 	cfg := config(t)
 	data := filepath.Join(cfg.Dir, "data")
-	require.NoError(t, os.MkdirAll(data, 0o700))
+	require.NoError(t, os.MkdirAll(data, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(data, "PG_VERSION"), []byte("9.6\n"), 0o600))
 	_, err := StartPostgres(t.Context(), cfg)
 	require.ErrorContains(t, err, "PostgreSQL 9 ")
