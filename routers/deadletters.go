@@ -130,6 +130,8 @@ type Mailbox interface {
 	MarkPublished(ctx context.Context, ids []uuid.UUID, at time.Time) error
 }
 
+const mailboxTimeout = 10 * time.Second
+
 // Postman publishes the dead letters of some consumers on the bus, each at least once.
 type Postman struct {
 	Mailbox   Mailbox
@@ -183,27 +185,43 @@ func (p *Postman) Run(ctx context.Context) {
 }
 
 func (p *Postman) deliver(ctx context.Context) (int, error) {
-	callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	letters, err := p.Mailbox.Unpublished(callCtx, p.Consumers, 100)
+	letters, err := p.collect(ctx)
 	if err != nil || len(letters) == 0 {
 		return 0, err
 	}
-	ids := make([]uuid.UUID, len(letters))
-	for i, l := range letters {
-		ids[i] = l.ID
+	var done []uuid.UUID
+	var failed error
+	for _, l := range letters {
 		err := p.Publisher.Publish(l.BusTopic, envelope(l))
 		if err != nil && !event.IsPermanent(err) {
-			return 0, fmt.Errorf("publish dead letter %s: %w", l.ID, err)
+			failed = fmt.Errorf("publish dead letter %s: %w", l.ID, err)
+			break
 		}
 		if err != nil { // the bus will never take it; the row in the dlq table is what remains
 			p.Log.Warn("the bus refuses a dead letter; it stays in the dlq table", "dlq_id", l.ID, "error", err)
 		}
+		done = append(done, l.ID)
 	}
-	if err := p.Mailbox.MarkPublished(callCtx, ids, p.Now().UTC()); err != nil {
-		return 0, errors.Join(errors.New("dead letters were published and will be again"), err)
+	if len(done) > 0 { // also when a later one failed: those before it need not be repeated
+		failed = errors.Join(failed, p.mark(ctx, done))
 	}
-	return len(letters), nil
+	return len(done), failed
+}
+
+// collect and mark have a deadline each: publishing, in between, takes as long as the bus does.
+func (p *Postman) collect(ctx context.Context) ([]event.DeadLetter, error) {
+	ctx, cancel := context.WithTimeout(ctx, mailboxTimeout)
+	defer cancel()
+	return p.Mailbox.Unpublished(ctx, p.Consumers, 100)
+}
+
+func (p *Postman) mark(ctx context.Context, ids []uuid.UUID) error {
+	ctx, cancel := context.WithTimeout(ctx, mailboxTimeout)
+	defer cancel()
+	if err := p.Mailbox.MarkPublished(ctx, ids, p.Now().UTC()); err != nil {
+		return fmt.Errorf("dead letters were published and will be again: %w", err)
+	}
+	return nil
 }
 
 // envelope is a dead letter as a record: the bytes as they came, and in headers what went wrong and where.

@@ -21,7 +21,7 @@ type DeadLetters struct{ pool *pgxpool.Pool }
 // NewDeadLetters returns the dead letters in the database of pool, which stays the caller's.
 func NewDeadLetters(pool *pgxpool.Pool) *DeadLetters { return &DeadLetters{pool: pool} }
 
-// Add stores a dead letter. One that is there already (same consumer, topic, partition and offset) is kept as it is.
+// Add stores a dead letter. One that is there already (same consumer, topic, partition, offset and bytes) is kept as it is.
 func (d *DeadLetters) Add(ctx context.Context, l event.DeadLetter) error {
 	_, err := d.pool.Exec(ctx, `
 		INSERT INTO dlq (consumer, event_id, event_payload, error_message, failed_at, retry_count, source_topic,

@@ -113,7 +113,7 @@ func one[T any](rows pgx.Rows, err error, scan pgx.RowToFunc[T], what string) (T
 		return zero, fmt.Errorf("%s: %w", what, unavailable(err))
 	}
 	v, err := pgx.CollectExactlyOneRow(rows, scan)
-	if errors.Is(err, pgx.ErrNoRows) {
+	if errors.Is(err, pgx.ErrNoRows) || unstorable(err) {
 		return zero, ErrNotFound
 	}
 	if err != nil {
@@ -127,6 +127,9 @@ func all[T any](rows pgx.Rows, err error, scan pgx.RowToFunc[T], what string) ([
 		return nil, fmt.Errorf("%s: %w", what, unavailable(err))
 	}
 	list, err := pgx.CollectRows(rows, scan)
+	if unstorable(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, unavailable(err))
 	}

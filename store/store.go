@@ -76,6 +76,20 @@ func classify(err error) error {
 	return err
 }
 
+// unstorable tells that the database refused an argument of a query as one that no column can hold, such as a NUL in a
+// text or a time beyond its range. Nothing that is stored can match it.
+func unstorable(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	switch pg.Code {
+	case "22021", "22P05", "22008": // character_not_in_repertoire, untranslatable_character, datetime_field_overflow
+		return true
+	}
+	return false
+}
+
 // unavailable turns an error of the connection, or a timeout, into one that wraps [ErrUnavailable].
 func unavailable(err error) error {
 	var pg *pgconn.PgError

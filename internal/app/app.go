@@ -69,6 +69,7 @@ type platform struct {
 	ports    []*port
 	pools    map[string]*pgxpool.Pool // by URL and use
 	closers  []closer
+	mqttAddr string // of the embedded broker; empty without one
 
 	topicsExist chan struct{} // see topics
 }
@@ -145,6 +146,9 @@ func (p *platform) announce(ctx context.Context, ready func(map[string]string)) 
 	addrs := make(map[string]string, len(p.ports))
 	for _, port := range p.ports {
 		addrs[port.service] = port.listener.Addr().String()
+	}
+	if p.mqttAddr != "" {
+		addrs["mqtt"] = p.mqttAddr
 	}
 	p.log.Info("ready", "version", Version, "services", p.cfg.Services, "addresses", addrs, "seconds", p.now().Sub(started).Seconds())
 	if ready != nil {

@@ -1,11 +1,13 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,15 +23,7 @@ const stackStop = 4 * time.Second
 // Dev runs services with an embedded PostgreSQL, Kafka API broker and MQTT broker, and prints to out where everything
 // is. It ends like [Run].
 func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (err error) {
-	if err := devstack.CheckPorts(devPorts(cfg)); err != nil {
-		return oneLine(err)
-	}
-	if cfg.Fresh {
-		if err := devstack.Wipe(cfg.DataDir); err != nil {
-			return fmt.Errorf("--fresh: %w", err)
-		}
-	}
-	lock, err := devstack.LockFolder(cfg.DataDir)
+	lock, err := takeFolder(cfg)
 	if err != nil {
 		return err
 	}
@@ -84,6 +78,32 @@ func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (
 	}
 }
 
+// takeFolder locks the data folder, and empties it if that is asked for. Nothing is touched before all ports are known
+// to be free; one that a killed platform's own PostgreSQL still has is made free.
+func takeFolder(cfg config.Dev) (*devstack.Lock, error) {
+	lock, err := devstack.LockFolder(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	err = devstack.StopOrphan(filepath.Join(cfg.DataDir, "postgres"))
+	if err == nil {
+		err = oneLine(devstack.CheckPorts(devPorts(cfg)))
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if !cfg.Fresh {
+		return lock, nil
+	}
+	if err := lock.Close(); err != nil { // Wipe takes it itself
+		return nil, err
+	}
+	if err := devstack.Wipe(cfg.DataDir); err != nil {
+		return nil, fmt.Errorf("--fresh: %w", err)
+	}
+	return devstack.LockFolder(cfg.DataDir)
+}
+
 // devPorts are all ports that `platform dev` takes.
 func devPorts(cfg config.Dev) []devstack.Service {
 	ports := []devstack.Service{
@@ -101,17 +121,21 @@ func devPorts(cfg config.Dev) []devstack.Service {
 
 // oneLine joins the lines of an error, so that it stays one line on a terminal.
 func oneLine(err error) error {
+	if err == nil {
+		return nil
+	}
 	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 func banner(cfg config.Dev, database, bus string, addrs map[string]string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	host, port, _ := strings.Cut(cfg.MQTTAddr, ":")
+	mqtt := cmp.Or(addrs["mqtt"], cfg.MQTTAddr)
+	host, port, _ := net.SplitHostPort(mqtt) // it was listened on
 	line("")
 	line("Cornjacket is running. Data is kept in %s (--fresh wipes it). Ctrl-C stops.", cfg.DataDir)
 	line("")
-	line("  MQTT        mqtt://%s", cfg.MQTTAddr)
+	line("  MQTT        mqtt://%s", mqtt)
 	line("  Ingestion   http://%s/api/v1/events", addrs[config.Ingestion])
 	line("  Query       http://%s/api/v1/projections/sensor_state", addrs[config.Query])
 	line("  Health      http://%s/health (relay), http://%s/health (event handler)", addrs[config.Relay], addrs[config.Eventhandler])

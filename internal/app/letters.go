@@ -1,10 +1,12 @@
 package app
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 
+	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill"
 	stock "github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -22,16 +24,27 @@ type lazyPublisher struct {
 	pub message.Publisher
 }
 
-// Publish returns once the messages are acknowledged.
+// Publish returns once the messages are acknowledged. An error marked [event.Permanent] says that the bus will never
+// take a message.
 func (l *lazyPublisher) Publish(topic string, msgs ...*message.Message) error {
 	pub, err := l.connect()
 	if err != nil {
 		return err
 	}
 	if err := pub.Publish(topic, msgs...); err != nil {
-		return fmt.Errorf("publish to %s: %w", topic, err)
+		err = fmt.Errorf("publish to %s: %w", topic, err)
+		if refused(err) {
+			return event.Permanent(err)
+		}
+		return err
 	}
 	return nil
+}
+
+// refused tells that no retry makes the bus take a message: it is over a limit of the client or of the brokers.
+func refused(err error) bool {
+	var limit sarama.ConfigurationError // how the client says it
+	return errors.As(err, &limit) || errors.Is(err, sarama.ErrMessageSizeTooLarge) || errors.Is(err, sarama.ErrInvalidMessage)
 }
 
 func (l *lazyPublisher) connect() (message.Publisher, error) {

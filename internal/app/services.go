@@ -83,7 +83,13 @@ func (p *platform) startQuery(ctx context.Context) error {
 	p.serve(port, func(mux *http.ServeMux) {
 		api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
 	})
-	p.watch(port, postgresCheck(projections))
+	checks := []health.Check{postgresCheck(projections)}
+	if events != projections {
+		log := postgresCheck(events)
+		log.Name = "postgres_events"
+		checks = append(checks, log)
+	}
+	p.watch(port, checks...)
 	p.onStop(stageFlow, "query API", port.stopTaking)
 	return nil
 }
@@ -121,7 +127,7 @@ func (p *platform) owner(ctx context.Context, table, ownerURL string) (*pgxpool.
 	}
 }
 
-func (p *platform) startEventhandler(context.Context) error {
+func (p *platform) startEventhandler(ctx context.Context) error {
 	if !p.runs(config.Eventhandler) {
 		return nil
 	}
@@ -129,8 +135,13 @@ func (p *platform) startEventhandler(context.Context) error {
 	if err != nil {
 		return err
 	}
+	slot, err := p.slot(ctx, pool, config.Eventhandler)
+	if err != nil {
+		return err
+	}
 	sub := kafka.NewSubscriber(kafka.SubscriberConfig{
 		Brokers: p.cfg.RedpandaBrokers, Group: routers.Eventhandler, Window: p.cfg.Window, Log: p.log,
+		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot),
 	})
 	letters := store.NewDeadLetters(pool)
 	man := p.postman(letters, routers.Eventhandler)
@@ -290,7 +301,8 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 		if err != nil {
 			return nil, health.Check{}, fmt.Errorf("embedded MQTT broker: %w", err)
 		}
-		p.log.Info("embedded MQTT broker listens", "address", broker.Addr())
+		p.mqttAddr = broker.Addr()
+		p.log.Info("embedded MQTT broker listens", "address", p.mqttAddr)
 		p.onStop(stageIngestion, "embedded MQTT broker", func(context.Context) error { return broker.Close() })
 		return broker, health.Check{Name: "mqtt", Probe: func(context.Context) (health.Details, error) {
 			return health.Details{"broker": "embedded"}, nil

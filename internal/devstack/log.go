@@ -44,7 +44,7 @@ func (l *serverLog) quote() string {
 	if err != nil {
 		return fmt.Sprintf("; its log can't be read: %v", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	buf, err := io.ReadAll(io.NewSectionReader(f, from, most))
 	if err != nil {
 		return fmt.Sprintf("; its log can't be read: %v", err)

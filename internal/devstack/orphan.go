@@ -20,6 +20,19 @@ const (
 	orphanPoll      = 20 * time.Millisecond
 )
 
+// StopOrphan stops a server that a killed process left behind on the folder of a [PostgresConfig], so that its port is
+// free. StartPostgres does it too; this is for who looks at ports before that. The caller holds the lock on the folder.
+func StopOrphan(dir string) error {
+	data, err := filepath.EvalSymlinks(filepath.Join(dir, "data"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find data folder: %w", err)
+	}
+	return stopOrphan(data)
+}
+
 // stopOrphan stops a server that a platform which was killed has left on a data folder, so that a new one can start
 // on it. The caller holds the lock on the folder: whoever is there belongs to nobody.
 func stopOrphan(dataDir string) error {
@@ -53,10 +66,16 @@ func stopOrphan(dataDir string) error {
 		if err := interrupt(pid, try.signal); err != nil {
 			return fmt.Errorf("stop old server, process %d: %w", pid, err)
 		}
-		for end := time.Now().Add(try.wait); time.Now().Before(end); time.Sleep(orphanPoll) {
+		for end := time.After(try.wait); ; {
 			if !alive(pid) {
 				return nil
 			}
+			select {
+			case <-time.After(orphanPoll):
+				continue
+			case <-end:
+			}
+			break
 		}
 	}
 	return fmt.Errorf("stop old server: process %d on %s does not end", pid, dataDir)

@@ -172,8 +172,8 @@ func TestOrphanIsStopped(t *testing.T) {
 	id, err := serverIdentity()
 	require.NoError(t, err)
 	orphan := exec.Command(pg.cmd.Path, pg.cmd.Args[1:]...)
-	orphan.Dir, orphan.SysProcAttr = "/", id.attr()
-	orphan.SysProcAttr = &syscall.SysProcAttr{Credential: orphan.SysProcAttr.Credential}
+	orphan.Dir = "/"
+	orphan.SysProcAttr = &syscall.SysProcAttr{Credential: id.attr().Credential}
 	require.NoError(t, orphan.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- orphan.Wait() }()
@@ -194,8 +194,8 @@ func TestPIDOfAnotherProcessIsLeftAlone(t *testing.T) {
 	other := exec.Command("sleep", "60")
 	id, err := serverIdentity()
 	require.NoError(t, err)
-	other.Dir, other.SysProcAttr = "/", id.attr() // PostgreSQL minds only processes of its own user
-	other.SysProcAttr.Pdeathsig = 0
+	other.Dir = "/"
+	other.SysProcAttr = &syscall.SysProcAttr{Credential: id.attr().Credential} // PostgreSQL minds only its own user's
 	require.NoError(t, other.Start())
 	pidFile := filepath.Join(cfg.Dir, "data", "postmaster.pid")
 	require.NoError(t, os.WriteFile(pidFile, []byte(strconv.Itoa(other.Process.Pid)+"\n/some/where\n1\n1\n\n\n\n"), 0o600))

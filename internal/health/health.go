@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -41,10 +42,11 @@ type Monitor struct {
 	mu       sync.Mutex
 	order    []Check
 	results  map[string]result
+	running  bool
 	stopping bool
 }
 
-// New returns a monitor without checks.
+// New returns a monitor without checks. It is not ready before Run, since nothing has been checked.
 func New(service string, now func() time.Time) *Monitor {
 	return &Monitor{service: service, started: now(), now: now, results: make(map[string]result)}
 }
@@ -57,13 +59,19 @@ func (m *Monitor) Add(c Check) {
 	if c.Timeout == 0 {
 		c.Timeout = 2 * time.Second
 	}
+	m.mu.Lock() // the port may be asked while the service is still being built
+	defer m.mu.Unlock()
 	m.order = append(m.order, c)
 }
 
 // Run probes until ctx ends.
 func (m *Monitor) Run(ctx context.Context) {
+	m.mu.Lock()
+	m.running = true
+	checks := slices.Clone(m.order)
+	m.mu.Unlock()
 	var running sync.WaitGroup
-	for _, c := range m.order {
+	for _, c := range checks {
 		running.Go(func() { m.watch(ctx, c) })
 	}
 	running.Wait()
@@ -124,6 +132,9 @@ func (m *Monitor) Report() (Report, bool) {
 	if m.stopping {
 		r.Failing = append(r.Failing, "stopping")
 		r.Checks["stopping"] = Details{"status": "failing", "error": "the service is stopping"}
+	} else if !m.running {
+		r.Failing = append(r.Failing, "starting")
+		r.Checks["starting"] = Details{"status": "failing", "error": "the service is starting"}
 	}
 	for _, c := range m.order {
 		d := Details{"status": "ok"}

@@ -37,30 +37,32 @@ const (
 	stopTimeout  = 20 * time.Second
 )
 
+// sharedServer is the server of this process. It holds the reaper, whose pipe would be closed if it were collected.
+type sharedServer struct {
+	url    string
+	reaper *reaper
+}
+
 // shared starts the server of this process, once.
-var shared = sync.OnceValues(func() (string, error) {
+var shared = sync.OnceValues(func() (sharedServer, error) {
 	if u := os.Getenv(EnvURL); u != "" {
-		return u, nil
+		return sharedServer{url: u}, nil
 	}
 	pg, r, err := start()
 	if err != nil {
-		return "", err
+		return sharedServer{}, err
 	}
-	sharedReaper = r
-	return pg.URL(), nil
+	return sharedServer{url: pg.URL(), reaper: r}, nil
 })
-
-// sharedReaper keeps the shared server's reaper from being collected, which would close its pipe.
-var sharedReaper *reaper
 
 // URL returns the connection string of a fresh, empty database, which is dropped when the test ends.
 func URL(tb testing.TB) string {
 	tb.Helper()
-	admin, err := shared()
+	server, err := shared()
 	if err != nil {
 		tb.Fatalf("start PostgreSQL for tests: %v", err)
 	}
-	return database(tb, admin)
+	return database(tb, server.url)
 }
 
 // Pool returns a pool of connections to a database, closed when the test ends. With an empty url it is a fresh

@@ -31,9 +31,12 @@ CREATE TABLE IF NOT EXISTS dlq (
     message_key      text,
     correlation_id   text,
     bus_topic        text        NOT NULL,
-    published_at     timestamptz,
-    UNIQUE (consumer, source_topic, source_partition, source_offset)
+    published_at     timestamptz
 );
+-- A message that comes again is one dead letter. A source without partitions has none to compare, and one without
+-- offsets can't tell. The bytes are part of it: a topic that was deleted and made anew counts from 0 again.
+CREATE UNIQUE INDEX IF NOT EXISTS dlq_source
+    ON dlq (consumer, source_topic, coalesce(source_partition, -1), source_offset, sha256(event_payload));
 CREATE INDEX IF NOT EXISTS dlq_list ON dlq (consumer, failed_at, dlq_id);
 CREATE INDEX IF NOT EXISTS dlq_unpublished ON dlq (consumer, failed_at) WHERE published_at IS NULL;
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"golang.org/x/sync/semaphore"
 )
 
 // Source says where a message was read.
@@ -36,6 +37,9 @@ func WithSource(ctx context.Context, s Source) context.Context {
 type LaneConfig[T any] struct {
 	// Size is the most messages that may be unacknowledged at once.
 	Size int
+	// MaxBytes is the most bytes of payload that may be unacknowledged at once; a bigger message travels alone. 16 MiB
+	// if zero.
+	MaxBytes int
 	// Advance is called in order with the mark of the newest message of the acknowledged prefix; marks in between may
 	// be left out. It must not block for long.
 	Advance func(mark T)
@@ -50,6 +54,7 @@ type Lane[T any] struct {
 	out   chan<- *message.Message
 
 	entries chan *entry[T] // its capacity is the window
+	room    *semaphore.Weighted
 	mu      sync.Mutex
 	oldest  time.Time // when the head was handed out; zero when nothing is in flight
 	done    chan struct{}
@@ -60,6 +65,7 @@ type entry[T any] struct {
 	ctx  context.Context // as handed out; middleware may have replaced it in msg
 	mark T
 	turn *Turn
+	size int64
 	at   time.Time
 }
 
@@ -70,8 +76,12 @@ func NewLane[T any](ctx context.Context, out chan<- *message.Message, cfg LaneCo
 	if cfg.NackDelay == 0 {
 		cfg.NackDelay = 100 * time.Millisecond
 	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = 16 << 20
+	}
 	l := &Lane[T]{
 		cfg:     cfg,
+		room:    semaphore.NewWeighted(int64(cfg.MaxBytes)),
 		turns:   NewTurns(),
 		out:     out,
 		entries: make(chan *entry[T], max(cfg.Size-1, 0)), // the collector holds one more
@@ -85,7 +95,11 @@ func NewLane[T any](ctx context.Context, out chan<- *message.Message, cfg LaneCo
 // been received, or returns false because ctx or the lane has ended. The message's context is derived from msgCtx and carries the
 // turn of its key and its source. Send must not be called concurrently, nor after Close.
 func (l *Lane[T]) Send(ctx, msgCtx context.Context, msg *message.Message, mark T, src Source) bool {
-	e := &entry[T]{msg: msg, mark: mark, turn: l.turns.Take(src.Key), at: time.Now()}
+	e := &entry[T]{msg: msg, mark: mark, size: int64(min(len(msg.Payload), l.cfg.MaxBytes))}
+	if !l.acquire(ctx, e.size) {
+		return false
+	}
+	e.turn, e.at = l.turns.Take(src.Key), time.Now()
 	e.ctx = WithTurn(WithSource(msgCtx, src), e.turn)
 	msg.SetContext(e.ctx)
 	select {
@@ -106,6 +120,23 @@ func (l *Lane[T]) Send(ctx, msgCtx context.Context, msg *message.Message, mark T
 	case <-l.done:
 		return false
 	}
+}
+
+// acquire waits for room for a payload, unless ctx or the lane ends first.
+func (l *Lane[T]) acquire(ctx context.Context, size int64) bool {
+	if l.room.TryAcquire(size) {
+		return true
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-l.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return l.room.Acquire(ctx, size) == nil
 }
 
 // Close says that nothing more will be sent. Done is closed once what is in flight has been acknowledged.
@@ -144,6 +175,7 @@ func (l *Lane[T]) collect(ctx context.Context) {
 		}
 		e.turn.Pass()
 		l.cfg.Advance(e.mark)
+		l.room.Release(e.size)
 	}
 }
 

@@ -1,0 +1,91 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// maxSlots is the most instances of one service on one database.
+const maxSlots = 256
+
+// slot gives this process a number that no other instance of a service on the same database has, the lowest that is
+// free, for as long as it runs. A process that is started again after a crash gets the number of the one that crashed:
+// the advisory lock went with its connection. The bus knows consumers by this number, so that such a process has its
+// partitions back at once.
+func (p *platform) slot(ctx context.Context, pool *pgxpool.Pool, service string) (int, error) {
+	class := int32(crc32.ChecksumIEEE([]byte("cornjacket " + service)))
+	conn, err := connect(ctx, pool)
+	if err != nil {
+		return 0, err
+	}
+	for slot := range maxSlots {
+		taken, err := tryLock(ctx, conn, class, slot)
+		if err != nil {
+			return 0, errors.Join(err, closeSlot(conn))
+		}
+		if taken {
+			p.background.Go(func() { p.keepSlot(conn, pool, class, slot, service) })
+			return slot, nil
+		}
+	}
+	return 0, errors.Join(fmt.Errorf("%s: more than %d instances on one database", service, maxSlots), closeSlot(conn))
+}
+
+// keepSlot watches the connection that holds the lock, and takes the lock again after the database was away.
+func (p *platform) keepSlot(conn *pgx.Conn, pool *pgxpool.Pool, class int32, slot int, service string) {
+	const every = 5 * time.Second
+	for {
+		select {
+		case <-time.After(every):
+		case <-p.ctx.Done():
+			if conn != nil {
+				_ = closeSlot(conn) // the lock ends with the process at the latest
+			}
+			return
+		}
+		ctx, cancel := context.WithTimeout(p.ctx, every)
+		if conn != nil && conn.Ping(ctx) != nil {
+			_ = closeSlot(conn)
+			conn = nil
+		}
+		if conn == nil {
+			again, err := connect(ctx, pool)
+			if err == nil {
+				taken, err := tryLock(ctx, again, class, slot)
+				if err == nil && !taken {
+					p.fail(fmt.Errorf("%s: another instance took slot %d while the database was away; this one must start anew", service, slot))
+				}
+				conn = again
+			}
+		}
+		cancel()
+	}
+}
+
+func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("connect for a slot: %w", err)
+	}
+	return conn, nil
+}
+
+func tryLock(ctx context.Context, conn *pgx.Conn, class int32, slot int) (bool, error) {
+	var taken bool
+	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, $2)`, class, int32(slot)).Scan(&taken); err != nil {
+		return false, fmt.Errorf("take slot %d: %w", slot, err)
+	}
+	return taken, nil
+}
+
+func closeSlot(conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return conn.Close(ctx)
+}
