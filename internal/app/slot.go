@@ -37,9 +37,11 @@ func (p *platform) slot(ctx context.Context, pool *pgxpool.Pool, service string)
 	return 0, errors.Join(fmt.Errorf("%s: more than %d instances on one database", service, maxSlots), closeSlot(conn))
 }
 
-// keepSlot watches the connection that holds the lock, and takes the lock again after the database was away.
+// keepSlot watches the connection that holds the lock, and takes the lock again after the database was away. The
+// server may need a while to notice that the old connection is gone, so only a lock that stays taken is another's.
 func (p *platform) keepSlot(conn *pgx.Conn, pool *pgxpool.Pool, class int32, slot int, service string) {
-	const every = 5 * time.Second
+	const every, patience = 5 * time.Second, 12
+	refused := 0
 	for {
 		select {
 		case <-time.After(every):
@@ -51,21 +53,36 @@ func (p *platform) keepSlot(conn *pgx.Conn, pool *pgxpool.Pool, class int32, slo
 		}
 		ctx, cancel := context.WithTimeout(p.ctx, every)
 		if conn != nil && conn.Ping(ctx) != nil {
-			_ = closeSlot(conn)
+			_ = closeSlot(conn) // it is broken already
 			conn = nil
 		}
 		if conn == nil {
-			again, err := connect(ctx, pool)
-			if err == nil {
-				taken, err := tryLock(ctx, again, class, slot)
-				if err == nil && !taken {
-					p.fail(fmt.Errorf("%s: another instance took slot %d while the database was away; this one must start anew", service, slot))
-				}
-				conn = again
+			var taken bool
+			if conn, taken = lockAgain(ctx, pool, class, slot); taken {
+				refused++
+			} else {
+				refused = 0
 			}
 		}
 		cancel()
+		if refused == patience {
+			p.fail(fmt.Errorf("%s: another instance took slot %d while the database was away; this one must start anew", service, slot))
+		}
 	}
+}
+
+// lockAgain returns a connection that holds the lock, nil without one; taken says that another holds it.
+func lockAgain(ctx context.Context, pool *pgxpool.Pool, class int32, slot int) (conn *pgx.Conn, taken bool) {
+	conn, err := connect(ctx, pool)
+	if err != nil {
+		return nil, false // health tells that the database is away
+	}
+	locked, err := tryLock(ctx, conn, class, slot)
+	if err == nil && locked {
+		return conn, false
+	}
+	_ = closeSlot(conn) // nothing is lost with it
+	return nil, err == nil
 }
 
 func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
