@@ -12,6 +12,8 @@ TEST_TIMEOUT  ?= 5m
 # Time for each fuzz target, and for each benchmark.
 FUZZTIME      ?= 10s
 BENCHTIME     ?= 1s
+# For make bench, such as -rounds 1 -only mqtt,stock.
+BENCHFLAGS    ?=
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
 COMPOSE       ?= docker compose
@@ -110,7 +112,11 @@ fuzz: ## Run each fuzz target for FUZZTIME
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: ## Run the benchmarks, each for BENCHTIME
+bench: ## Measure the platform against stock Watermill and the database; some 20 minutes (BENCHFLAGS=-help)
+	@$(GO) run ./bench $(BENCHFLAGS)
+
+.PHONY: bench-micro
+bench-micro: ## Run the benchmarks of the packages, each for BENCHTIME
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 30m $(PACKAGES)
 
 .PHONY: e2e-skeleton

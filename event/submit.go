@@ -48,6 +48,11 @@ type claims struct {
 // Parse reads one submitted event: the body of POST /api/v1/events, one element of a batch, or a message on the MQTT
 // topic "events". The error is an [*Error].
 func Parse(body []byte, o Origin) (Envelope, error) {
+	return parse(body, Properties{CorrelationID: o.CorrelationID, Traceparent: o.Traceparent}, o)
+}
+
+// parse is Parse for a body beside which properties were given; what the body says goes before them.
+func parse(body []byte, p Properties, o Origin) (Envelope, error) {
 	if len(body) > MaxBody {
 		return Envelope{}, tooLarge("", "an event is at most %d bytes, this is %d", MaxBody, len(body))
 	}
@@ -67,7 +72,6 @@ func Parse(body []byte, o Origin) (Envelope, error) {
 	if s.AggregateID == nil {
 		return Envelope{}, invalid("aggregate_id", "is required")
 	}
-	p := Properties{CorrelationID: o.CorrelationID, Traceparent: o.Traceparent}
 	if s.Metadata != nil {
 		var c claims
 		if err := json.Unmarshal(s.Metadata, &c); err != nil {
@@ -102,9 +106,8 @@ const (
 // ParseMQTT reads one event from an MQTT message on either topic form. The event may share the body's memory. The
 // error is an [*Error].
 func ParseMQTT(topic string, body []byte, p Properties, o Origin) (Envelope, error) {
-	o.CorrelationID, o.Traceparent = p.CorrelationID, p.Traceparent
 	if topic == MQTTEvents {
-		return Parse(body, o)
+		return parse(body, p, o)
 	}
 	aggregateID, eventType, err := SplitMQTTTopic(topic)
 	if err != nil {

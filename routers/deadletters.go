@@ -90,9 +90,7 @@ func (p *poison) letter(msg *message.Message) event.DeadLetter {
 		CorrelationID: middleware.MessageCorrelationID(msg),
 		BusTopic:      event.DeadLetterTopic(event.TopicSystem),
 	}
-	if j, ok := msg.Context().Value(journeyKey{}).(*journey); ok {
-		l.RetryCount = max(0, int(j.attempts.Load())-1)
-	}
+	l.RetryCount = attempts(msg.Context()) - 1
 	if e, err := event.Unmarshal(msg.Payload); err == nil {
 		l.EventID = e.ID
 	} else if id, err := uuid.Parse(msg.Metadata.Get(event.MetaEventID)); err == nil {

@@ -2,6 +2,7 @@ package routers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -63,13 +64,14 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 		cfg.MaxBatch = 1000
 	}
 	letters := newPoison(Eventhandler, cfg.Letters, cfg.Now, cfg.Log, cfg.Added)
-	router, err := newRouter(Eventhandler, cfg.Stack, letters)
+	router, err := newRouter(Eventhandler, cfg.Stack, cfg.Subscriber, letters)
 	if err != nil {
 		return nil, err
 	}
 	projector := window.NewBatcher(window.BatcherConfig[*application]{
 		MaxBatch: cfg.MaxBatch,
 		OnFlush:  cfg.OnFlush,
+		Prepare:  func(a **application) error { return (*a).read(cfg.Projections) },
 		Flush: func(ctx context.Context, batch []*application) error {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
@@ -78,31 +80,34 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 	})
 	topics := strings.Join(topicsOf(cfg.Projections), ",")
 	router.AddConsumerHandler(Eventhandler, topics, cfg.Subscriber, func(msg *message.Message) error {
-		e, err := event.Unmarshal(msg.Payload)
-		if err != nil {
-			return fmt.Errorf("read event: %w", err)
-		}
-		if e.Metadata.Position <= 0 {
-			return event.Permanent(fmt.Errorf("metadata.position: is missing, the event did not come through the log"))
-		}
-		a := &application{event: e}
-		for _, p := range cfg.Projections {
-			if p.Applies(e.Type) {
-				a.projections = append(a.projections, p)
-			}
-		}
-		if len(a.projections) == 0 {
-			return nil
-		}
-		return projector.Do(msg.Context(), a)
+		return projector.Do(msg.Context(), &application{record: msg.Payload})
 	})
 	return &Router{name: Eventhandler, router: router, letters: letters, drain: projector.Close}, nil
 }
 
 // application is one event and the projections it is to be applied to.
 type application struct {
+	record      []byte
 	event       event.Envelope
 	projections []handlers.Projection
+}
+
+// read decodes the event. Its errors are permanent.
+func (a *application) read(projections []handlers.Projection) error {
+	e, err := event.Unmarshal(a.record)
+	if err != nil {
+		return fmt.Errorf("read event: %w", err)
+	}
+	if e.Metadata.Position <= 0 {
+		return event.Permanent(errors.New("metadata.position: is missing, the event did not come through the log"))
+	}
+	a.event = e
+	for _, p := range projections {
+		if p.Applies(e.Type) {
+			a.projections = append(a.projections, p)
+		}
+	}
+	return nil
 }
 
 // apply folds a batch into its projections, in order, in one transaction. Rows remember the position of the newest
@@ -113,6 +118,9 @@ func apply(ctx context.Context, s ProjectionStore, batch []*application) error {
 		for _, p := range a.projections {
 			keys = append(keys, event.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID})
 		}
+	}
+	if len(keys) == 0 {
+		return nil
 	}
 	return s.Update(ctx, keys, func(rows map[event.ProjectionKey]*event.Projection) error {
 		for _, a := range batch {

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
-	"github.com/ThreeDotsLabs/watermill/components/metrics"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
@@ -27,8 +27,8 @@ type Stack struct {
 	Timeout time.Duration
 	// CloseTimeout is how long a closing router waits for what is in flight.
 	CloseTimeout time.Duration
-	// Metrics counts with Watermill's own metrics; nil counts nothing.
-	Metrics *metrics.PrometheusMetricsBuilder
+	// Metrics counts under the names of Watermill's own metrics; nil counts nothing.
+	Metrics *Metrics
 	Log     *slog.Logger
 }
 
@@ -40,7 +40,7 @@ type DeadLetterStore interface {
 
 // newRouter returns a router with the one middleware stack, outermost first: correlation, metrics, poison queue, retry,
 // timeout, recoverer.
-func newRouter(name string, s Stack, letters *poison) (*message.Router, error) {
+func newRouter(name string, s Stack, subscriber message.Subscriber, letters *poison) (*message.Router, error) {
 	logger := watermillLogger(s.Log)
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.CloseTimeout}, logger)
 	if err != nil {
@@ -52,26 +52,9 @@ func newRouter(name string, s Stack, letters *poison) (*message.Router, error) {
 	}
 	router.AddMiddleware(correlate, middleware.CorrelationID)
 	if s.Metrics != nil {
-		s.Metrics.AddPrometheusRouterMetrics(router)
+		router.AddMiddleware(s.Metrics.middleware(name, subscriber))
 	}
-	router.AddMiddleware(
-		poisonQueue,
-		middleware.Retry{
-			MaxRetries:          s.RetryMax,
-			InitialInterval:     s.RetryInterval,
-			MaxInterval:         30 * time.Second,
-			Multiplier:          2,
-			RandomizationFactor: 0.1,
-			ResetContextOnRetry: true,
-			ShouldRetry: func(p middleware.RetryParams) bool {
-				return !event.IsPermanent(p.Err) && !ending(p.Err)
-			},
-			Logger: logger,
-		}.Middleware,
-		middleware.Timeout(s.Timeout),
-		attempt,
-		middleware.Recoverer,
-	)
+	router.AddMiddleware(poisonQueue, retry(s, logger), timeout(s.Timeout), middleware.Recoverer)
 	return router, nil
 }
 
@@ -88,35 +71,132 @@ func ending(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, window.ErrAbandoned) || errors.Is(err, window.ErrClosed)
 }
 
-// journeyKey finds what a message's way through the stack has left in its context.
-type journeyKey struct{}
-
-type journey struct{ attempts atomic.Int32 }
-
 // correlate makes sure that a message has a correlation ID: its sender's, or else its own.
 func correlate(h message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		if middleware.MessageCorrelationID(msg) == "" {
 			middleware.SetCorrelationID(msg.UUID, msg)
 		}
-		msg.SetContext(context.WithValue(msg.Context(), journeyKey{}, &journey{}))
 		return h(msg)
 	}
 }
 
-// attempt counts how often the handler was tried.
-func attempt(h message.HandlerFunc) message.HandlerFunc {
-	return func(msg *message.Message) ([]*message.Message, error) {
-		if j, ok := msg.Context().Value(journeyKey{}).(*journey); ok {
-			j.attempts.Add(1)
+// attemptsKey finds how often a message was tried, in the context of one that was tried more than once.
+type attemptsKey struct{}
+
+func attempts(ctx context.Context) int {
+	if n, ok := ctx.Value(attemptsKey{}).(*atomic.Int32); ok {
+		return int(n.Load())
+	}
+	return 1
+}
+
+// retry is Watermill's Retry, entered only by messages whose first attempt failed: it makes a timer and a backoff for
+// each message that passes, which almost none needs.
+func retry(s Stack, logger watermill.LoggerAdapter) message.HandlerMiddleware {
+	again := func(err error) bool { return !event.IsPermanent(err) && !ending(err) }
+	more := middleware.Retry{
+		MaxRetries:          s.RetryMax - 1,
+		InitialInterval:     2 * s.RetryInterval,
+		MaxInterval:         30 * time.Second,
+		Multiplier:          2,
+		RandomizationFactor: 0.1,
+		ResetContextOnRetry: true,
+		ShouldRetry:         func(p middleware.RetryParams) bool { return again(p.Err) },
+		Logger:              logger,
+	}
+	return func(h message.HandlerFunc) message.HandlerFunc {
+		return func(msg *message.Message) ([]*message.Message, error) {
+			ctx := msg.Context()
+			produced, err := h(msg)
+			if err == nil || s.RetryMax == 0 || !again(err) {
+				return produced, err
+			}
+			logger.Error("Error occurred, retrying", err, watermill.LogFields{"max_retries": s.RetryMax, "wait_time": s.RetryInterval})
+			select {
+			case <-time.After(s.RetryInterval):
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			tried := new(atomic.Int32)
+			tried.Store(1)
+			msg.SetContext(context.WithValue(ctx, attemptsKey{}, tried))
+			return more.Middleware(func(msg *message.Message) ([]*message.Message, error) {
+				tried.Add(1)
+				return h(msg)
+			})(msg)
 		}
-		return h(msg)
+	}
+}
+
+// timeout gives each attempt a deadline, like Watermill's Timeout.
+func timeout(d time.Duration) message.HandlerMiddleware {
+	return func(h message.HandlerFunc) message.HandlerFunc {
+		return func(msg *message.Message) ([]*message.Message, error) {
+			ctx := &lazyDeadline{Context: msg.Context(), deadline: time.Now().Add(d)}
+			defer ctx.stop()
+			msg.SetContext(ctx)
+			return h(msg)
+		}
+	}
+}
+
+// lazyDeadline is a context with a deadline that starts its timer when somebody first waits for it. On the hot path
+// nobody does, and a timer for each message costs more than all else that its middleware does.
+type lazyDeadline struct {
+	context.Context
+	deadline time.Time
+
+	mu      sync.Mutex
+	timed   context.Context
+	cancel  context.CancelFunc
+	stopped bool
+}
+
+func (c *lazyDeadline) Deadline() (time.Time, bool) {
+	if parent, ok := c.Context.Deadline(); ok && parent.Before(c.deadline) {
+		return parent, true
+	}
+	return c.deadline, true
+}
+
+func (c *lazyDeadline) start() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timed == nil {
+		c.timed, c.cancel = context.WithDeadline(c.Context, c.deadline)
+		if c.stopped {
+			c.cancel()
+		}
+	}
+	return c.timed
+}
+
+func (c *lazyDeadline) Done() <-chan struct{} { return c.start().Done() }
+func (c *lazyDeadline) Err() error            { return c.start().Err() }
+
+// stop ends the context when the attempt has ended.
+func (c *lazyDeadline) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.cancel != nil {
+		c.cancel()
 	}
 }
 
 // watermillLogger passes Watermill's log on; the comings and goings of routers are of use only when debugging.
 func watermillLogger(log *slog.Logger) watermill.LoggerAdapter {
-	return watermill.NewSlogLoggerWithLevelMapping(log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug})
+	return quietLogger{watermill.NewSlogLoggerWithLevelMapping(log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug})}
+}
+
+// quietLogger drops traces, of which Watermill writes two a message, before their fields are put together.
+type quietLogger struct{ watermill.LoggerAdapter }
+
+func (quietLogger) Trace(string, watermill.LogFields) {}
+
+func (q quietLogger) With(fields watermill.LogFields) watermill.LoggerAdapter {
+	return quietLogger{q.LoggerAdapter.With(fields)}
 }
 
 // run runs a router until ctx ends. A router whose handlers have all died ends without an error of its own; that is

@@ -22,7 +22,7 @@ type RelayConfig struct {
 // NewRelay returns the router that publishes each event on the topic of its type.
 func NewRelay(cfg RelayConfig) (*Router, error) {
 	letters := newPoison(Relay, cfg.Letters, cfg.Now, cfg.Log, cfg.Added)
-	router, err := newRouter(Relay, cfg.Stack, letters)
+	router, err := newRouter(Relay, cfg.Stack, cfg.Subscriber, letters)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/cornjacket/platform-services/internal/config"
 )
@@ -62,7 +63,11 @@ func (p *program) complain(err error) {
 	fmt.Fprintf(p.stderr, "platform: %s\n", oneLine(err))
 }
 
-// untilSignal returns a context that ends with the first SIGINT or SIGTERM. The second one calls exit at once, for when
+// burst is how long after the first signal others count as the same: timeout(1) and some supervisors signal the process
+// and then its group, which would turn each of their clean stops into a hard one.
+const burst = 500 * time.Millisecond
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. A second one calls exit at once, for when
 // the clean stop hangs. The returned function stops listening.
 func untilSignal(parent context.Context, stderr io.Writer, exit func(int)) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(parent)
@@ -70,15 +75,19 @@ func untilSignal(parent context.Context, stderr io.Writer, exit func(int)) (cont
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	done := make(chan struct{})
 	go func() {
-		for n := 0; ; n++ {
+		var first time.Time
+		for {
 			select {
 			case s := <-signals:
-				if n > 0 {
+				switch {
+				case first.IsZero():
+					first = time.Now()
+					cancel()
+				case time.Since(first) > burst:
 					fmt.Fprintf(stderr, "platform: %s again, stopping at once\n", s)
 					exit(exitError)
 					return
 				}
-				cancel()
 			case <-done:
 				return
 			}

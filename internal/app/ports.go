@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
@@ -47,6 +49,29 @@ func (p *platform) listen() error {
 			}
 		})
 	}
+	return p.servePprof()
+}
+
+// servePprof serves Go's profiles, if that is asked for.
+func (p *platform) servePprof() error {
+	if p.cfg.PprofAddr == "" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", p.cfg.PprofAddr)
+	if err != nil {
+		return fmt.Errorf("pprof: listen on %s: %w", p.cfg.PprofAddr, rootCause(err))
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	p.onStop(stageClients, "pprof", func(context.Context) error { return server.Close() })
+	p.background.Go(func() {
+		if err := server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			p.fail(fmt.Errorf("pprof: serve on %s: %w", p.cfg.PprofAddr, err))
+		}
+	})
 	return nil
 }
 

@@ -50,10 +50,11 @@ func (p *platform) postman(letters *store.DeadLetters, consumers ...string) *rou
 	man := (&routers.Postman{Mailbox: letters, Consumers: consumers, Publisher: pub, Now: p.now, Log: p.log}).Init()
 	ctx, cancel := context.WithCancel(p.ctx)
 	done := make(chan struct{})
+	topics := p.topics()
 	p.background.Go(func() {
 		defer close(done)
 		select {
-		case <-p.topics():
+		case <-topics:
 			man.Run(ctx)
 		case <-ctx.Done():
 		}
@@ -190,12 +191,15 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 	var in *outbox.Publisher
 	if p.runs(config.Ingestion) {
 		flushes := &flushLog{what: "outbox", log: p.log}
-		in, err = outbox.NewPublisher(stdlib.OpenDBFromPool(pool), outbox.PublisherConfig{
+		db := stdlib.OpenDBFromPool(pool)
+		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
 			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events,
 		})
 		if err != nil {
-			return err
+			return errors.Join(err, db.Close())
 		}
+		p.onStop(stageIngestion, "outbox publisher", in.Shutdown)
+		p.onStop(stageClients, "outbox database", func(context.Context) error { return db.Close() })
 	}
 	if p.runs(config.Relay) {
 		if err := p.startRelay(pool, in, wake); err != nil {
@@ -285,7 +289,6 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 		}})
 	p.onStop(stageDoors, "ingestion API", port.stopTaking)
 	p.onStop(stageDoors, "ingestion router", router.Close)
-	p.onStop(stageIngestion, "outbox publisher", in.Shutdown)
 	p.goRun(router)
 	return nil
 }

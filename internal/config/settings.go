@@ -74,6 +74,7 @@ type Addresses struct {
 	QueryAddr              string `type:"hostport" var:"QUERY_ADDR" default:"127.0.0.1:8081" help:"Query: HTTP API, web page and health."`
 	EventhandlerHealthAddr string `type:"hostport" var:"EVENTHANDLER_HEALTH_ADDR" default:"127.0.0.1:8084" help:"Event handler: health and dead letters."`
 	RelayHealthAddr        string `type:"hostport" var:"RELAY_HEALTH_ADDR" default:"127.0.0.1:8086" help:"Outbox relay: health."`
+	PprofAddr              string `type:"hostport" var:"PPROF_ADDR" placeholder:"HOST:PORT" help:"Go profiles (net/http/pprof); none if empty. They show what is in memory: keep it on loopback."`
 }
 
 // Databases are the PostgreSQL databases of the services, each as a URL. They may be the same database. The relay uses

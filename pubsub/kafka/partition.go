@@ -12,9 +12,10 @@ import (
 // partition hands out the messages of one partition in a goroutine of its own, so that one whose window is full does
 // not hold up the others. Fetching is paused while enough is waiting.
 type partition struct {
-	m       *member
+	client  *kgo.Client
+	window  int
 	key     tp
-	lane    *window.Lane[*kgo.Record]
+	lane    *window.Lane[mark]
 	ctx     context.Context
 	abandon context.CancelFunc // gives up what is in flight
 	stop    context.CancelFunc // stops handing out
@@ -26,12 +27,21 @@ type partition struct {
 	paused bool
 }
 
-func newPartition(m *member, key tp) *partition {
-	p := &partition{m: m, key: key, done: make(chan struct{}), more: make(chan struct{}, 1)}
+// mark is what the lane knows of a message in flight.
+type mark struct {
+	record *kgo.Record
+	done   context.CancelFunc // ends the message's context
+}
+
+func newPartition(m *member, client *kgo.Client, key tp) *partition {
+	p := &partition{client: client, window: m.cfg.Window, key: key, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	p.ctx, p.abandon = context.WithCancel(m.ctx)
-	p.lane = window.NewLane(p.ctx, m.out, window.LaneConfig[*kgo.Record]{
-		Size:    m.cfg.Window,
-		Advance: func(r *kgo.Record) { m.client.MarkCommitRecords(r) },
+	p.lane = window.NewLane(p.ctx, m.out, window.LaneConfig[mark]{
+		Size: m.cfg.Window,
+		Advance: func(k mark) {
+			k.done()
+			client.MarkCommitRecords(k.record)
+		},
 	})
 	sendCtx, stop := context.WithCancel(p.ctx)
 	p.stop = stop
@@ -43,9 +53,9 @@ func newPartition(m *member, key tp) *partition {
 func (p *partition) push(records []*kgo.Record) {
 	p.mu.Lock()
 	p.queue = append(p.queue, records...)
-	if !p.paused && len(p.queue) >= 2*p.m.cfg.Window {
+	if !p.paused && len(p.queue) >= 2*p.window {
 		p.paused = true
-		p.m.client.PauseFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
+		p.client.PauseFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
 	}
 	p.mu.Unlock()
 	select {
@@ -61,7 +71,7 @@ func (p *partition) pull() []*kgo.Record {
 	p.queue = nil
 	if p.paused {
 		p.paused = false
-		p.m.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
+		p.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
 	}
 	return records
 }
@@ -78,8 +88,9 @@ func (p *partition) run(ctx context.Context) {
 		}
 		for _, r := range p.pull() {
 			src := window.Source{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key)}
-			if !p.lane.Send(ctx, p.ctx, received(r), r, src) {
-				return
+			msgCtx, done := context.WithCancel(p.ctx)
+			if !p.lane.Send(ctx, msgCtx, received(r), mark{r, done}, src) {
+				return // done is called with the context of the partition
 			}
 		}
 	}
@@ -90,7 +101,8 @@ func (p *partition) close() {
 	p.stop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.queue = nil
 	if p.paused { // a pause outlives the assignment
-		p.m.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
+		p.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
 	}
 }

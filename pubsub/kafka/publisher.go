@@ -54,25 +54,49 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 }
 
 // Publish returns once all messages are acknowledged. An error marked [event.Permanent] says that the brokers will
-// never take the message.
+// never take the message. A message whose context ends before its turn has come is given up with the cause of that; one
+// that is on its way is waited for.
 func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if p.closing.Load() {
 		return ErrClosed
 	}
-	results := make(chan error, len(msgs))
-	for _, m := range msgs {
+	sent := make([]*sending, len(msgs))
+	for i, m := range msgs {
+		s := &sending{result: make(chan error, 1)}
+		sent[i] = s
 		r := record(topic, m)
+		// Should the turn come after the message was given up, the record goes out all the same: what has the later
+		// turns would overtake it otherwise, and its repetition would come out of order.
 		window.TurnFrom(m.Context()).Do(func() {
-			p.client.Produce(p.ctx, r, func(_ *kgo.Record, err error) { results <- err })
+			s.started.Store(true)
+			p.client.Produce(p.ctx, r, func(_ *kgo.Record, err error) { s.result <- err })
 		})
 	}
 	var first error
-	for range msgs {
-		if err := <-results; err != nil && first == nil {
+	for i, s := range sent {
+		if err := s.wait(msgs[i].Context()); err != nil && first == nil {
 			first = p.explain(topic, err)
 		}
 	}
 	return first
+}
+
+// sending is one record from the call to its acknowledgement.
+type sending struct {
+	started atomic.Bool // its turn has come
+	result  chan error
+}
+
+func (s *sending) wait(ctx context.Context) error {
+	select {
+	case err := <-s.result:
+		return err
+	case <-ctx.Done():
+	}
+	if s.started.Load() {
+		return <-s.result
+	}
+	return fmt.Errorf("wait for the turn of the message: %w", context.Cause(ctx))
 }
 
 func (p *Publisher) explain(topic string, err error) error {

@@ -17,9 +17,11 @@ import (
 
 // PublisherConfig configures a [Publisher].
 type PublisherConfig struct {
-	// MaxBatch is the most events of one transaction; 1,000 if zero. A longer batch of one caller is not divided.
+	// MaxBatch is the most events of one transaction; 1,000 if zero. A large event counts as several, one more for each
+	// 4 KiB of its payload, so that a transaction stays one that ends in time. A longer batch of one caller is not divided.
 	MaxBatch int
-	// MaxQueue is the number of waiting events from which [Publisher.Ingest] answers [window.ErrFull]; 20,000 if zero.
+	// MaxQueue is the number of waiting events, counted likewise, from which [Publisher.Ingest] answers
+	// [window.ErrFull]; 20,000 if zero.
 	MaxQueue int
 	// Timeout bounds one attempt at a transaction; 10 s if zero.
 	Timeout time.Duration
@@ -36,7 +38,8 @@ type PublisherConfig struct {
 // messages. It implements [message.Publisher].
 type Publisher struct {
 	id      string
-	batcher *window.Batcher[[]event.Envelope]
+	giveUp  context.CancelFunc // ends the attempt that is being made
+	batcher *window.Batcher[submission]
 	rows    *wsql.Publisher
 }
 
@@ -52,19 +55,22 @@ func NewPublisher(db *sql.DB, cfg PublisherConfig) (*Publisher, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
-	p := &Publisher{id: uuid.NewString()}
-	executor := timedExecutor{DB: db, timeout: cfg.Timeout}
+	ctx, giveUp := context.WithCancel(context.Background())
+	p := &Publisher{id: uuid.NewString(), giveUp: giveUp}
+	executor := timedExecutor{DB: db, ctx: ctx, timeout: cfg.Timeout}
 	rows, err := wsql.NewPublisher(executor, wsql.PublisherConfig{SchemaAdapter: schema{notify: p.id}}, nopIfNil(cfg.Logger))
 	if err != nil {
+		giveUp()
 		return nil, fmt.Errorf("create SQL publisher: %w", err)
 	}
 	p.rows = rows
-	p.batcher = window.NewBatcher(window.BatcherConfig[[]event.Envelope]{
+	p.batcher = window.NewBatcher(window.BatcherConfig[submission]{
 		MaxBatch: cfg.MaxBatch,
 		MaxQueue: cfg.MaxQueue,
-		Weigh:    func(events []event.Envelope) int { return len(events) },
+		Weigh:    weigh,
 		OnFlush:  cfg.OnFlush,
-		Flush: func(_ context.Context, calls [][]event.Envelope) error {
+		Prepare:  (*submission).read,
+		Flush: func(_ context.Context, calls []submission) error {
 			if err := p.flush(calls); err != nil {
 				return err
 			}
@@ -80,19 +86,58 @@ func NewPublisher(db *sql.DB, cfg PublisherConfig) (*Publisher, error) {
 // ID identifies the publisher in notifications.
 func (p *Publisher) ID() string { return p.id }
 
-// Queued returns how many events wait for their transaction.
+// weigh counts events as PublisherConfig.MaxBatch does.
+func weigh(s submission) int {
+	if s.parse != nil {
+		return 1 // its source bounds the bytes
+	}
+	n := len(s.events)
+	for i := range s.events {
+		n += len(s.events[i].Payload) >> 12
+	}
+	return n
+}
+
+// Queued returns how many events wait for their transaction, counted as PublisherConfig.MaxBatch does.
 func (p *Publisher) Queued() int { return p.batcher.Queued() }
 
 // Ingest stores events in one transaction, in order. It returns nil once they are durable, [window.ErrFull] when too
 // many are waiting, an [event.Permanent] error when the database can't hold one of them (then none is stored), the
 // cause of ctx when that ends first, or [window.ErrClosed].
 func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
-	return p.batcher.TryDo(ctx, events)
+	if len(events) == 0 {
+		return nil
+	}
+	return p.batcher.TryDo(ctx, submission{events: events})
 }
 
 // Store is Ingest for one event that waits as long as it takes, in the turn that ctx carries.
 func (p *Publisher) Store(ctx context.Context, e event.Envelope) error {
-	return p.batcher.Do(ctx, []event.Envelope{e})
+	return p.batcher.Do(ctx, submission{events: []event.Envelope{e}})
+}
+
+// StoreFunc is Store for the event that parse returns; its error is StoreFunc's. It is called once, when the event's
+// turn has come, by the goroutine that writes.
+func (p *Publisher) StoreFunc(ctx context.Context, parse func() (event.Envelope, error)) error {
+	return p.batcher.Do(ctx, submission{parse: parse})
+}
+
+// submission is what one call stores.
+type submission struct {
+	events []event.Envelope
+	parse  func() (event.Envelope, error) // gives the one event; nil if events are given
+}
+
+func (s *submission) read() error {
+	if s.parse == nil {
+		return nil
+	}
+	e, err := s.parse()
+	if err != nil {
+		return err
+	}
+	s.events = []event.Envelope{e}
+	return nil
 }
 
 // Publish stores messages whose payloads are envelopes, in one transaction. The topic is not used: there is one outbox.
@@ -108,7 +153,7 @@ func (p *Publisher) Publish(_ string, msgs ...*message.Message) error {
 		}
 		events[i] = e
 	}
-	return p.batcher.Do(msgs[0].Context(), events)
+	return p.batcher.Do(msgs[0].Context(), submission{events: events})
 }
 
 // Close stops taking events and waits until those taken are durable.
@@ -116,17 +161,19 @@ func (p *Publisher) Close() error { return p.Shutdown(context.Background()) }
 
 // Shutdown is Close that gives up when ctx ends.
 func (p *Publisher) Shutdown(ctx context.Context) error {
+	defer p.giveUp()
+	defer context.AfterFunc(ctx, p.giveUp)()
 	if err := p.batcher.Close(ctx); err != nil {
 		return fmt.Errorf("close outbox publisher: %w", err)
 	}
 	return p.rows.Close()
 }
 
-func (p *Publisher) flush(calls [][]event.Envelope) error {
+func (p *Publisher) flush(calls []submission) error {
 	var msgs message.Messages
-	for _, events := range calls {
-		for i := range events {
-			m, err := row(&events[i])
+	for _, call := range calls {
+		for i := range call.events {
+			m, err := row(&call.events[i])
 			if err != nil {
 				return event.Permanent(err)
 			}
@@ -142,15 +189,17 @@ func (p *Publisher) flush(calls [][]event.Envelope) error {
 	return nil
 }
 
-// timedExecutor bounds each statement: Watermill's publisher passes no deadline of its own, and a frozen server would
-// hold it for ever.
+// timedExecutor bounds each statement: Watermill's publisher passes neither a deadline nor a context of its own, and a
+// frozen server would hold it for ever.
 type timedExecutor struct {
 	*sql.DB
+	ctx     context.Context // ends when the publisher gives up
 	timeout time.Duration
 }
 
 func (t timedExecutor) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
 	return t.DB.ExecContext(ctx, query, args...)
 }

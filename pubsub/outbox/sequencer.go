@@ -2,16 +2,16 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
@@ -33,10 +33,20 @@ type sequencer struct {
 	log      *slog.Logger
 }
 
+// keepalive makes the server end the session of a relay whose machine is gone, and so free its lock, within seconds:
+// those of the system take hours. Seconds, but for the last one: milliseconds.
+var keepalive = map[string]string{
+	"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "10000",
+}
+
 func dial(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
+	cfg := pool.Config().ConnConfig // a copy
+	for name, value := range keepalive {
+		cfg.RuntimeParams[name] = value
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the outbox: %w", err)
 	}
@@ -49,33 +59,50 @@ func closeConn(conn *pgx.Conn) {
 	_ = conn.Close(ctx) // the server notices either way
 }
 
-// acquire connects and takes the lock; nil without an error means that another instance has it.
+// acquire connects and waits for the lock; nil without an error means that ctx ended first. It asks again and again
+// rather than wait inside the server: a statement that waits holds a snapshot, and what the leader deletes meanwhile
+// could not be cleaned up.
 func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 	conn, err := dial(ctx, s.pool, s.cfg.Timeout)
 	if err != nil {
 		return nil, err
 	}
 	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.cfg.MaxBatch, log: s.cfg.Log}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	for {
+		leading, err := q.tryLead(ctx)
+		if err != nil {
+			q.close()
+			return nil, err
+		}
+		s.update(func(st *State) { st.LastRound, st.Err, st.Leading, st.Sequenced = time.Now(), nil, leading, q.position })
+		if leading {
+			s.cfg.Log.Info("relay leads", "position", q.position)
+			return q, nil
+		}
+		if !sleep(ctx, s.cfg.Poll) {
+			q.close()
+			return nil, nil
+		}
+	}
+}
+
+// tryLead takes the lock if no other instance has it, and then reads where the log ends.
+func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
 	var leading bool
-	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(lockKey)).Scan(&leading); err != nil {
-		q.close()
-		return nil, fmt.Errorf("take the relay's lock: %w", err)
+	if err := q.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(lockKey)).Scan(&leading); err != nil {
+		return false, fmt.Errorf("take the relay's lock: %w", err)
 	}
 	if !leading {
-		q.close()
-		s.update(func(st *State) { st.LastRound, st.Err, st.Leading = time.Now(), nil, false })
-		return nil, nil
+		return false, nil
 	}
-	err = conn.QueryRow(ctx, `SELECT greatest((SELECT max(position) FROM event_store),
+	err := q.conn.QueryRow(ctx, `SELECT greatest((SELECT max(position) FROM event_store),
 		(SELECT position FROM relay_cursor WHERE name = 'bus'))`).Scan(&q.position)
 	if err != nil {
-		q.close()
-		return nil, fmt.Errorf("read the newest position: %w", err)
+		return false, fmt.Errorf("read the newest position: %w", err)
 	}
-	s.update(func(st *State) { st.LastRound, st.Err, st.Leading, st.Sequenced = time.Now(), nil, true, q.position })
-	return q, nil
+	return true, nil
 }
 
 func (q *sequencer) close() { closeConn(q.conn) }
@@ -91,15 +118,19 @@ func (q *sequencer) cursor(ctx context.Context) (int64, error) {
 }
 
 // after returns stored events behind a position, for a relay that takes over.
-func (q *sequencer) after(ctx context.Context, position int64) ([]*message.Message, []int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, q.timeout)
+func (q *sequencer) after(ctx context.Context, position int64) (page, error) {
+	qctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	rows, err := q.conn.Query(ctx, `SELECT position, event_id, event_type, aggregate_id, event_time, ingested_at,
+	rows, err := q.conn.Query(qctx, `SELECT position, event_id, event_type, aggregate_id, event_time, ingested_at,
 		payload::text, metadata::text, true FROM event_store WHERE position > $1 ORDER BY position LIMIT 500`, position)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read unpublished events: %w", err)
+		return page{}, fmt.Errorf("read unpublished events: %w", err)
 	}
-	return collect(rows)
+	p, err := collect(rows)
+	if err != nil {
+		return page{}, err
+	}
+	return p, q.report(ctx, p.unreadable)
 }
 
 // sequence moves a batch into the log. The window bounds a batch by bytes too, and its first row always passes.
@@ -107,7 +138,7 @@ const sequence = `
 WITH batch AS (
 	SELECT id FROM (
 		SELECT id, sum(size) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - size AS before
-		FROM (SELECT id, pg_column_size(payload) AS size FROM outbox ORDER BY id LIMIT $1) AS head
+		FROM (SELECT id, pg_column_size(payload) AS size FROM outbox WHERE id BETWEEN $4 AND $5 ORDER BY id LIMIT $1) AS head
 	) AS sized WHERE before < $2
 ), taken AS (
 	DELETE FROM outbox WHERE id = ANY (ARRAY(SELECT id FROM batch)) RETURNING *
@@ -125,91 +156,103 @@ SELECT n.position, n.event_id, n.event_type, n.aggregate_id, n.event_time, n.ing
 FROM numbered n LEFT JOIN stored s USING (position) ORDER BY n.position`
 
 // next sequences one batch and returns its new events; more says that the outbox is likely not empty.
-func (q *sequencer) next(ctx context.Context) (batch []*message.Message, positions []int64, more bool, err error) {
-	qctx, cancel := context.WithTimeout(ctx, q.timeout)
-	defer cancel()
-	rows, err := q.conn.Query(qctx, sequence, q.limit, maxBatchBytes, q.position)
-	if err == nil {
-		batch, positions, err = collect(rows)
+func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
+	p, err = q.move(ctx, q.limit, math.MinInt64, math.MaxInt64)
+	switch {
+	case err == nil:
+	case !refused(err):
+		return page{}, false, err
+	case q.limit > 1:
+		// The log can't hold one of the rows. It is found by halving the batch, since one bad row must not hold up all
+		// others; the door refuses such events, so this is for what it has overlooked.
+		q.limit /= 2
+		return page{}, true, nil
+	default:
+		p, err = q.single(ctx)
+		return p, true, err
 	}
-	if err != nil {
-		if dataError(err) {
-			return nil, nil, true, q.single(ctx, err)
-		}
-		return nil, nil, false, fmt.Errorf("sequence events: %w", err)
-	}
-	taken := rows.CommandTag().RowsAffected()
-	q.position += taken
-	bytes := 0
-	for _, m := range batch {
-		bytes += len(m.Payload)
-	}
-	more = taken == int64(q.limit) || bytes >= maxBatchBytes/2
+	more = p.taken == q.limit || p.bytes >= maxBatchBytes/2
 	q.limit = min(q.max, 2*q.limit)
-	return batch, positions, more, nil
+	return p, more, q.report(ctx, p.unreadable)
 }
 
-// single finds the row that the log can't hold by halving the batch, and sets it aside as a dead letter: one bad row
-// must not hold up all others. The door refuses what the log can't hold, so this is for what it has overlooked.
-func (q *sequencer) single(ctx context.Context, cause error) error {
-	if q.limit > 1 {
-		q.limit /= 2
-		return nil
-	}
+// move sequences up to limit rows with the IDs from low to high.
+func (q *sequencer) move(ctx context.Context, limit int, low, high int64) (page, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	reason := cause.Error()
-	if pg := (*pgconn.PgError)(nil); errors.As(cause, &pg) {
-		reason = pg.Message
-	}
-	var id string
-	err := q.conn.QueryRow(ctx, `
-		WITH bad AS (DELETE FROM outbox WHERE id = (SELECT min(id) FROM outbox) RETURNING *)
-		INSERT INTO dlq (consumer, event_id, event_payload, error_message, source_topic, source_offset, message_key, correlation_id, bus_topic)
-		SELECT 'relay', event_id, convert_to(json_build_object('event_id', event_id, 'event_type', event_type,
-			'aggregate_id', aggregate_id, 'event_time', event_time, 'ingested_at', ingested_at, 'payload', payload,
-			'metadata', metadata)::text, 'UTF8'), $1, 'outbox', id, aggregate_id, metadata->>'correlation_id',
-			CASE split_part(event_type, '.', 1) WHEN 'sensor' THEN $2 WHEN 'user' THEN $3 ELSE $4 END
-		FROM bad RETURNING event_id::text`, reason,
-		event.DeadLetterTopic(event.TopicSensor), event.DeadLetterTopic(event.TopicUser), event.DeadLetterTopic(event.TopicSystem)).Scan(&id)
+	rows, err := q.conn.Query(ctx, sequence, limit, maxBatchBytes, q.position, low, high)
 	if err != nil {
-		return fmt.Errorf("set aside an event that can't be stored: %w", err)
+		return page{}, fmt.Errorf("sequence events: %w", err)
 	}
-	q.log.Warn("event can't be stored, is now a dead letter", "event_id", id, "reason", reason)
-	return nil
+	p, err := collect(rows)
+	if err != nil {
+		return page{}, err
+	}
+	q.position += int64(p.taken)
+	return p, nil
+}
+
+// page is what one statement has read: the readable events of it, in order.
+type page struct {
+	msgs       []*message.Message
+	positions  []int64
+	last       int64 // newest position, of whatever kind
+	taken      int   // rows, with those that were in the log already
+	bytes      int   // payloads of all rows
+	unreadable []unreadable
+}
+
+// unreadable is an event of the log that can't be put in an envelope.
+type unreadable struct {
+	position      int64
+	eventType     string
+	correlationID *string
+	err           error
 }
 
 // collect reads rows into messages, leaving out events that were in the log already.
-func collect(rows pgx.Rows) (batch []*message.Message, positions []int64, err error) {
+func collect(rows pgx.Rows) (page, error) {
 	defer rows.Close()
+	var p page
 	for rows.Next() {
 		var (
 			e                 event.Envelope
+			at, ingested      pgtype.Timestamptz
 			payload, metadata []byte
-			position          int64
 			fresh             bool
 		)
-		err := rows.Scan(&position, (*[16]byte)(&e.ID), &e.Type, &e.AggregateID, &e.Time, &e.IngestedAt, &payload, &metadata, &fresh)
+		err := rows.Scan(&p.last, (*[16]byte)(&e.ID), &e.Type, &e.AggregateID, &at, &ingested, &payload, &metadata, &fresh)
 		if err != nil {
-			return nil, nil, fmt.Errorf("read event: %w", err)
+			return page{}, fmt.Errorf("read event: %w", err)
 		}
+		p.taken++
+		p.bytes += len(payload)
 		if !fresh {
 			continue
 		}
-		e.Time, e.IngestedAt = e.Time.UTC(), e.IngestedAt.UTC()
 		e.Payload = jsontext.Value(payload)
-		if err := json.Unmarshal(metadata, &e.Metadata); err != nil {
-			return nil, nil, fmt.Errorf("read metadata of event %s: %w", e.ID, err)
-		}
-		e.Metadata.Position = position
-		m, err := Message(&e)
+		m, err := readable(&e, at, ingested, metadata, p.last)
 		if err != nil {
-			return nil, nil, err
+			p.unreadable = append(p.unreadable, unreadable{p.last, e.Type, correlationOf(metadata), err})
+			continue
 		}
-		batch, positions = append(batch, m), append(positions, position)
+		p.msgs, p.positions = append(p.msgs, m), append(p.positions, p.last)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, nil, fmt.Errorf("read events: %w", err)
+		return page{}, fmt.Errorf("read events: %w", err)
 	}
-	return batch, positions, nil
+	return p, nil
+}
+
+// readable completes an envelope and returns it as a message. Its error is about the event alone.
+func readable(e *event.Envelope, at, ingested pgtype.Timestamptz, metadata []byte, position int64) (*message.Message, error) {
+	if at.InfinityModifier != pgtype.Finite || ingested.InfinityModifier != pgtype.Finite {
+		return nil, fmt.Errorf("event %s has an infinite time", e.ID)
+	}
+	e.Time, e.IngestedAt = at.Time.UTC(), ingested.Time.UTC()
+	if err := json.Unmarshal(metadata, &e.Metadata); err != nil {
+		return nil, fmt.Errorf("read metadata of event %s: %w", e.ID, err)
+	}
+	e.Metadata.Position = position
+	return Message(e)
 }

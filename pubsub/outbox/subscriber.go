@@ -25,6 +25,9 @@ type SubscriberConfig struct {
 	Poll time.Duration
 	// Timeout bounds one statement; 10 s if zero.
 	Timeout time.Duration
+	// CloseTimeout is how long the end of a subscription waits for what is in flight; 10 s if zero. What is left then is
+	// handed out again by the next subscription.
+	CloseTimeout time.Duration
 	// Ignore is the ID of a publisher whose notifications are not needed, because it calls [Subscriber.Wake] itself.
 	Ignore string
 	// Log receives what an operator should know; nothing if nil.
@@ -41,10 +44,13 @@ type Subscriber struct {
 
 	state     atomic.Pointer[State]
 	published atomic.Int64 // newest position of the acknowledged prefix
-	lane      atomic.Pointer[window.Lane[int64]]
+	lane      atomic.Pointer[window.Lane[mark]]
 
-	stop    context.CancelFunc // of the one subscription
-	ctx     context.Context
+	ctx    context.Context // ends with Close
+	stop   context.CancelFunc
+	active chan struct{} // held by the subscription that is running; a further one waits for its end
+
+	mu      sync.Mutex // orders Subscribe and Close
 	running sync.WaitGroup
 }
 
@@ -73,10 +79,13 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
+	if cfg.CloseTimeout == 0 {
+		cfg.CloseTimeout = 10 * time.Second
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Subscriber{cfg: cfg, pool: pool, wake: make(chan struct{}, 1)}
+	s := &Subscriber{cfg: cfg, pool: pool, wake: make(chan struct{}, 1), active: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.state.Store(&State{})
 	return s
@@ -105,25 +114,36 @@ func (s *Subscriber) Oldest() time.Time {
 }
 
 // Subscribe starts the relay. The channel is closed after ctx has ended or Close was called, once what is in flight
-// has been acknowledged. The topic is not used: there is one outbox.
+// has been acknowledged or CloseTimeout has passed. The topic is not used: there is one outbox. Of several
+// subscriptions one is active, the next when that has ended.
 func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
 		return nil, errors.New("outbox subscriber is closed")
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	context.AfterFunc(s.ctx, cancel)
+	unhook := context.AfterFunc(s.ctx, cancel)
 	out := make(chan *message.Message)
 	s.running.Go(func() {
 		defer close(out)
 		defer cancel()
-		s.run(ctx, out)
+		defer unhook()
+		select {
+		case s.active <- struct{}{}:
+			s.run(ctx, out)
+			<-s.active
+		case <-ctx.Done():
+		}
 	})
 	return out, nil
 }
 
-// Close ends the subscription and waits until what is in flight has been acknowledged.
+// Close ends the subscription and waits until what is in flight has been acknowledged or CloseTimeout has passed.
 func (s *Subscriber) Close() error {
+	s.mu.Lock()
 	s.stop()
+	s.mu.Unlock()
 	s.running.Wait()
 	return nil
 }
@@ -132,17 +152,12 @@ func (s *Subscriber) Close() error {
 func (s *Subscriber) run(ctx context.Context, out chan<- *message.Message) {
 	const minBackoff, maxBackoff = 100 * time.Millisecond, 2 * time.Second
 	backoff := minBackoff
+	defer s.update(func(st *State) { st.Leading = false })
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := s.lead(ctx, out)
 		if ctx.Err() != nil {
 			return
-		}
-		if err == nil { // another instance leads
-			if !sleep(ctx, s.cfg.Poll) {
-				return
-			}
-			continue
 		}
 		s.failed(err)
 		if time.Since(started) > maxBackoff {
@@ -181,8 +196,13 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// lead takes the lock and relays until ctx ends, which is no error, or the database fails. It returns nil at once
-// when another instance has the lock.
+// mark is what the lane knows of a message in flight.
+type mark struct {
+	position int64
+	done     context.CancelFunc // ends the message's context
+}
+
+// lead waits for the lock and relays until ctx ends, which is no error, or the database fails.
 func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) error {
 	seq, err := s.acquire(ctx)
 	if err != nil || seq == nil {
@@ -194,10 +214,11 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 	laneCtx, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	dirty := make(chan struct{}, 1)
-	lane := window.NewLane(laneCtx, out, window.LaneConfig[int64]{
+	lane := window.NewLane(laneCtx, out, window.LaneConfig[mark]{
 		Size: s.cfg.Window,
-		Advance: func(position int64) {
-			s.published.Store(position)
+		Advance: func(m mark) {
+			m.done()
+			s.published.Store(m.position)
 			select {
 			case dirty <- struct{}{}:
 			default:
@@ -205,39 +226,51 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 		},
 	})
 	s.lane.Store(lane)
-	var saver sync.WaitGroup
+	var helpers sync.WaitGroup
 	saverCtx, stopSaver := context.WithCancel(laneCtx)
-	saver.Go(func() { s.saveCursor(saverCtx, dirty) })
-	defer func() { stopSaver(); saver.Wait() }()
-
 	listenCtx, stopListening := context.WithCancel(ctx)
+	defer helpers.Wait()
+	defer stopSaver()
 	defer stopListening()
-	saver.Go(func() { s.listen(listenCtx) })
+	helpers.Go(func() { s.saveCursor(saverCtx, dirty) })
+	helpers.Go(func() { s.listen(listenCtx) })
 
 	err = s.relay(ctx, laneCtx, seq, lane)
-	stopListening()
 	if ctx.Err() == nil {
 		abandon()
 		<-lane.Done()
 		return err
 	}
-	lane.Close()
-	<-lane.Done()
+	s.finish(lane, abandon)
+	stopListening()
 	stopSaver()
-	saver.Wait()
-	if err := s.writeCursor(context.WithoutCancel(ctx)); err != nil {
-		s.cfg.Log.Warn("saving the relay's cursor at the end failed; the last events will be published again", "error", err)
-	}
+	helpers.Wait()
+	s.saveLast()
 	return nil
 }
 
+// finish waits for what is in flight, for as long as it may.
+func (s *Subscriber) finish(lane *window.Lane[mark], abandon context.CancelFunc) {
+	lane.Close()
+	limit := time.NewTimer(s.cfg.CloseTimeout)
+	defer limit.Stop()
+	select {
+	case <-lane.Done():
+	case <-limit.C:
+		s.cfg.Log.Warn("events were still in flight at the end; they will be published again", "since", lane.Oldest())
+		abandon()
+		<-lane.Done()
+	}
+}
+
 // relay hands out what a predecessor left unpublished, then whatever comes.
-func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *window.Lane[int64]) error {
-	send := func(batch []*message.Message, positions []int64) bool {
-		for i, m := range batch {
-			src := window.Source{Topic: Topic, Partition: -1, Offset: positions[i], Key: m.Metadata[keyMetadata]}
-			if !lane.Send(ctx, laneCtx, m, positions[i], src) {
-				return false
+func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *window.Lane[mark]) error {
+	send := func(p page) bool {
+		for i, m := range p.msgs {
+			msgCtx, done := context.WithCancel(laneCtx)
+			src := window.Source{Topic: Topic, Partition: -1, Offset: p.positions[i], Key: m.Metadata[keyMetadata]}
+			if !lane.Send(ctx, msgCtx, m, mark{p.positions[i], done}, src) {
+				return false // done is called with the lane's context
 			}
 		}
 		return true
@@ -248,28 +281,28 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 	}
 	s.published.Store(cursor)
 	for {
-		batch, positions, err := seq.after(ctx, cursor)
+		p, err := seq.after(ctx, cursor)
 		if err != nil {
 			return err
 		}
 		s.round()
-		if len(batch) == 0 {
+		if p.taken == 0 {
 			break
 		}
-		if !send(batch, positions) {
+		if !send(p) {
 			return nil
 		}
-		cursor = positions[len(positions)-1]
+		cursor = p.last
 	}
 	timer := time.NewTimer(s.cfg.Poll)
 	defer timer.Stop()
 	for {
-		batch, positions, more, err := seq.next(ctx)
+		p, more, err := seq.next(ctx)
 		if err != nil {
 			return err
 		}
 		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
-		if !send(batch, positions) {
+		if !send(p) {
 			return nil
 		}
 		if more {
@@ -305,7 +338,10 @@ func (s *Subscriber) listenOnce(ctx context.Context) error {
 		return err
 	}
 	defer closeConn(conn)
-	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+	execCtx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	_, err = conn.Exec(execCtx, "LISTEN "+channel)
+	cancel()
+	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	s.Wake() // for what was committed before we listened
@@ -336,6 +372,15 @@ func (s *Subscriber) saveCursor(ctx context.Context, dirty <-chan struct{}) {
 		if err := s.writeCursor(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Log.Debug("saving the relay's cursor failed", "error", err)
 		}
+	}
+}
+
+// saveLast writes the cursor at the end of a subscription. A database that hangs must not hold up the end for long.
+func (s *Subscriber) saveLast() {
+	ctx, cancel := context.WithTimeout(context.Background(), min(s.cfg.Timeout, 3*time.Second))
+	defer cancel()
+	if err := s.writeCursor(ctx); err != nil {
+		s.cfg.Log.Warn("saving the relay's cursor at the end failed; the last events will be published again", "error", err)
 	}
 }
 

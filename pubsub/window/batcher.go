@@ -24,6 +24,10 @@ var (
 
 // BatcherConfig configures a [Batcher].
 type BatcherConfig[T any] struct {
+	// Prepare, if set, is called once for each item before its first Flush, in order and never concurrently. An error is
+	// the item's answer, and keeps it out of the batch. What is costly to do in the goroutine of each caller, whose stack
+	// would have to grow for it, belongs here.
+	Prepare func(item *T) error
 	// Flush does the work of one batch, in order: all of it or none. An error marked with [event.Permanent] means
 	// that an item of the batch can never succeed: the batch is halved until that item is alone, and the error is that
 	// item's; so does a panic. Any other error is taken for an outage: the batch is tried again until it succeeds.
@@ -159,8 +163,35 @@ func (b *Batcher[T]) run() {
 		if batch == nil {
 			return
 		}
-		b.flush(batch)
+		if batch = b.prepare(batch); len(batch) > 0 {
+			b.flush(batch)
+		}
 	}
+}
+
+// prepare makes a batch ready for Flush, and answers those that can't be.
+func (b *Batcher[T]) prepare(batch []*ticket[T]) []*ticket[T] {
+	if b.cfg.Prepare == nil {
+		return batch
+	}
+	ready := batch[:0]
+	for _, t := range batch {
+		if err := b.prepareOne(t); err != nil {
+			b.answer([]*ticket[T]{t}, err)
+		} else {
+			ready = append(ready, t)
+		}
+	}
+	return ready
+}
+
+func (b *Batcher[T]) prepareOne(t *ticket[T]) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = event.Permanent(fmt.Errorf("panic: %v\n%s", r, debug.Stack()))
+		}
+	}()
+	return b.cfg.Prepare(&t.item)
 }
 
 func (b *Batcher[T]) take() []*ticket[T] {
@@ -197,6 +228,10 @@ func (b *Batcher[T]) flush(batch []*ticket[T]) {
 		b.flush(batch[len(batch)/2:])
 		return
 	}
+	b.answer(batch, err)
+}
+
+func (b *Batcher[T]) answer(batch []*ticket[T], err error) {
 	weight := 0
 	for _, t := range batch {
 		weight += t.weight

@@ -24,13 +24,33 @@ type sourceKey struct{}
 
 // SourceFrom returns where the message that ctx belongs to was read.
 func SourceFrom(ctx context.Context) (Source, bool) {
-	s, ok := ctx.Value(sourceKey{}).(Source)
-	return s, ok
+	s, ok := ctx.Value(sourceKey{}).(*Source)
+	if !ok {
+		return Source{}, false
+	}
+	return *s, true
 }
 
 // WithSource returns a context that says where its message was read.
 func WithSource(ctx context.Context, s Source) context.Context {
-	return context.WithValue(ctx, sourceKey{}, s)
+	return &messageContext{Context: ctx, source: s, turn: TurnFrom(ctx)}
+}
+
+// messageContext carries what a lane says of a message: one context in place of one for each value.
+type messageContext struct {
+	context.Context
+	source Source
+	turn   *Turn
+}
+
+func (c *messageContext) Value(key any) any {
+	switch key.(type) {
+	case sourceKey:
+		return &c.source
+	case turnKey:
+		return c.turn
+	}
+	return c.Context.Value(key)
 }
 
 // LaneConfig configures a [Lane].
@@ -100,7 +120,7 @@ func (l *Lane[T]) Send(ctx, msgCtx context.Context, msg *message.Message, mark T
 		return false
 	}
 	e.turn, e.at = l.turns.Take(src.Key), time.Now()
-	e.ctx = WithTurn(WithSource(msgCtx, src), e.turn)
+	e.ctx = &messageContext{Context: msgCtx, source: src, turn: e.turn}
 	msg.SetContext(e.ctx)
 	select {
 	case l.entries <- e:

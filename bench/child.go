@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const pollEvery = 20 * time.Millisecond
+
+// child is a process that the run has started.
+type child struct {
+	name     string
+	cmd      *exec.Cmd
+	log      string    // file that it writes to
+	life     io.Closer // its stdin: our own programs end when it does
+	stopping atomic.Bool
+	told     atomic.Bool // that it failed
+	done     chan struct{}
+}
+
+// startChild starts a program whose output goes to a log file. It ends with this process, also when this one is
+// killed: on Linux by the death signal, elsewhere by the end of its stdin if it is one of ours.
+func startChild(name, log string, env []string, program string, args ...string) (*child, error) {
+	file, err := os.Create(log)
+	if err != nil {
+		return nil, fmt.Errorf("create log of %s: %w", name, err)
+	}
+	defer func() { _ = file.Close() }() // the child has its own copy
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = file, file
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C reaches this process alone, which stops the others
+	dieWithParent(cmd.SysProcAttr)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", name, err)
+	}
+	c := &child{name: name, cmd: cmd, log: log, life: stdin, done: make(chan struct{})}
+	started := make(chan error, 1)
+	go c.wait(started)
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// wait starts the process and waits for its end on one thread, which the death signal is tied to.
+func (c *child) wait(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := c.cmd.Start()
+	started <- err
+	if err == nil {
+		_ = c.cmd.Wait() // its outcome is in ProcessState
+		close(c.done)
+	}
+}
+
+func (c *child) pid() int { return c.cmd.Process.Pid }
+
+// failure returns nil while the process runs, and after a stop that was asked for and went well.
+func (c *child) failure() error {
+	select {
+	case <-c.done:
+	default:
+		return nil
+	}
+	if c.stopping.Load() && c.cmd.ProcessState.Success() {
+		return nil
+	}
+	c.told.Store(true)
+	return fmt.Errorf("%s ended (%v); the end of its log:\n%s", c.name, c.cmd.ProcessState, tail(c.log))
+}
+
+// alive returns a context that ends with the process, with its failure as the cause.
+func (c *child) alive(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-c.done:
+			cancel(c.failure())
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// because adds why ctx has ended to an error that came of it.
+func because(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if err == nil || cause == nil || errors.Is(err, cause) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", cause, err)
+}
+
+// stop asks the process to end, and kills it if it does not. An end before that is an error, unless it was told.
+func (c *child) stop() error {
+	if c.told.Load() {
+		return nil
+	}
+	if err := c.failure(); err != nil {
+		return err
+	}
+	c.stopping.Store(true)
+	_ = c.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended
+	select {
+	case <-c.done:
+		return c.failure()
+	case <-time.After(stopLimit):
+		c.kill()
+		return fmt.Errorf("%s did not end within %s and was killed; the end of its log:\n%s", c.name, stopLimit, tail(c.log))
+	}
+}
+
+func (c *child) kill() {
+	c.stopping.Store(true)
+	_ = syscall.Kill(-c.pid(), syscall.SIGKILL) // fails only if it has ended
+	<-c.done
+}
+
+// await polls until the process is as it should be, it ends, or ctx does.
+func (c *child) await(ctx context.Context, what string, ready func() (bool, error)) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		ok, err := ready()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-c.done:
+			return c.failure()
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s %s: %w; the end of its log:\n%s", c.name, what, ctx.Err(), tail(c.log))
+		}
+	}
+}
+
+// tail returns the last lines of a log, and the words of a panic before them.
+func tail(path string) string {
+	const most, last = 64 << 10, 6
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	text = text[max(0, len(text)-most):]
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	rest := max(0, len(lines)-last)
+	for i, line := range lines[:rest] {
+		if strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") {
+			return "    " + strings.Join(lines[i:min(len(lines), i+2*last)], "\n    ")
+		}
+	}
+	return "    " + strings.Join(lines[rest:], "\n    ")
+}
+
+// withParent returns a context that also ends when stdin does, which is when the process that started this one has
+// gone.
+func withParent(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // however it ends, it has ended
+		cancel()
+	}()
+	return ctx, cancel
+}
+
+// announce tells the parent something by a file that appears as a whole.
+func announce(path, text string) error {
+	if err := os.WriteFile(path+".part", []byte(text), 0o644); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	if err := os.Rename(path+".part", path); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	return nil
+}
+
+// announced waits for what a child announces.
+func (c *child) announced(ctx context.Context, path string) (string, error) {
+	var text []byte
+	err := c.await(ctx, "is ready", func() (bool, error) {
+		var err error
+		text, err = os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	return string(text), err
+}

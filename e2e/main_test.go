@@ -1,0 +1,200 @@
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	wait    = 60 * time.Second // for what must happen; far more than it takes
+	tick    = 25 * time.Millisecond
+	answers = 10 * time.Second // for one HTTP request
+)
+
+var (
+	live   = os.Getenv("E2E_LIVE") == "1"
+	root   string // folder of this run, deleted at its end
+	binary string // the built command
+	guard  *watchdog
+	run    = strconv.FormatInt(time.Now().UnixMilli(), 36) + strconv.Itoa(os.Getpid())
+)
+
+func TestMain(m *testing.M) {
+	code, err := testMain(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func testMain(m *testing.M) (code int, err error) {
+	if root, err = os.MkdirTemp("", "cornjacket-e2e-"); err != nil {
+		return 0, fmt.Errorf("create folder of this run: %w", err)
+	}
+	if err := os.Chmod(root, 0o755); err != nil { // PostgreSQL runs as another user when this is root
+		return 0, fmt.Errorf("open folder of this run: %w", err)
+	}
+	if guard, err = startWatchdog(root); err != nil {
+		return 0, errors.Join(err, os.RemoveAll(root))
+	}
+	defer func() { err = errors.Join(err, guard.end()) }()
+	binary = filepath.Join(root, "platform")
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/platform")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("build the command: %w\n%s", err, out)
+	}
+	code = m.Run()
+	if !sharedStarted.Load() {
+		return code, nil
+	}
+	return code, stopShared()
+}
+
+var (
+	sharedOnce    sync.Once
+	sharedStarted atomic.Bool
+	sharedUp      *platform
+	sharedErr     error
+)
+
+// shared returns the platform for tests that only talk to one: the running one with E2E_LIVE=1, else one that this
+// process starts with the first of them.
+func shared(t testing.TB) *platform {
+	t.Helper()
+	if live {
+		return livePlatform()
+	}
+	sharedOnce.Do(func() {
+		sharedStarted.Store(true)
+		dir, err := folder("shared")
+		if err == nil {
+			sharedUp, err = startDev(context.Background(), dir)
+		}
+		sharedErr = err
+	})
+	if sharedErr != nil {
+		t.Fatalf("start the shared platform: %v", sharedErr)
+	}
+	return sharedUp
+}
+
+// stopShared is the last test: after all the others the platform still stops cleanly.
+func stopShared() error {
+	if sharedErr != nil {
+		return nil // its tests have said so
+	}
+	code, err := sharedUp.process.stop()
+	if err != nil || code != 0 {
+		return fmt.Errorf("the shared platform ended with exit code %d, error %w\n%s", code, err, sharedUp.process.stderr.tail())
+	}
+	if log := sharedUp.process.stderr.String(); strings.Contains(log, "panic") {
+		return fmt.Errorf("the shared platform has logged a panic:\n%s", log)
+	}
+	return nil
+}
+
+func livePlatform() *platform {
+	const database = "postgres://cornjacket:cornjacket@localhost:5432/cornjacket?sslmode=disable"
+	env := func(name, fallback string) string { return strings.TrimSuffix(cmp.Or(os.Getenv(name), fallback), "/") }
+	return &platform{
+		ingestion:     env("E2E_INGESTION_URL", "http://127.0.0.1:8080"),
+		query:         env("E2E_QUERY_URL", "http://127.0.0.1:8081"),
+		eventhandler:  env("E2E_EVENTHANDLER_URL", "http://127.0.0.1:8084"),
+		relay:         env("E2E_RELAY_URL", "http://127.0.0.1:8086"),
+		mqtt:          env("E2E_MQTT_ADDR", "127.0.0.1:1883"),
+		kafka:         env("REDPANDA_BROKERS", "localhost:9092"),
+		database:      env("INGESTION_DATABASE_URL", database),
+		projectionsDB: env("EVENTHANDLER_DATABASE_URL", database),
+	}
+}
+
+// own skips a test that starts and stops platforms of its own where only the running one is to be tested.
+func own(t testing.TB) {
+	t.Helper()
+	if live {
+		t.Skip("E2E_LIVE=1 tests the platform that is running; this test starts its own")
+	}
+}
+
+var serial atomic.Int64
+
+// unique returns a name that no other test and no other run uses.
+func unique(label string) string { return fmt.Sprintf("e2e-%s-%s-%d", label, run, serial.Add(1)) }
+
+// folder makes a folder that the user postgres can pass through.
+func folder(label string) (string, error) {
+	dir := filepath.Join(root, unique(label))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("create data folder: %w", err)
+	}
+	return dir, nil
+}
+
+func newFolder(t testing.TB) string {
+	t.Helper()
+	dir, err := folder("data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// watchdog is a process that ends what this one has started, should this one be killed or run into its timeout, and
+// deletes the folder of the run.
+type watchdog struct {
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+}
+
+// The IDs come one a line; "end" says that all of them have ended.
+const watchdogScript = `pids=
+while read -r pid; do
+	[ "$pid" = end ] && pids= || pids="$pids $pid"
+done
+[ -n "$pids" ] && kill -KILL $pids 2>/dev/null && sleep 1
+rm -rf -- "$1"`
+
+func startWatchdog(dir string) (*watchdog, error) {
+	w := &watchdog{cmd: exec.Command("/bin/sh", "-c", watchdogScript, "e2e-watchdog", dir)}
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is not for it
+	w.cmd.Dir = "/"
+	var err error
+	if w.stdin, err = w.cmd.StdinPipe(); err == nil {
+		err = w.cmd.Start()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start watchdog: %w", err)
+	}
+	return w, nil
+}
+
+func (w *watchdog) tell(line string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, _ = fmt.Fprintln(w.stdin, line) // a courtesy: tests end what they start
+}
+
+func (w *watchdog) end() error {
+	w.tell("end")
+	if err := errors.Join(w.stdin.Close(), w.cmd.Wait()); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}

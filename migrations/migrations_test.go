@@ -1,0 +1,268 @@
+package migrations_test
+
+import (
+	"database/sql"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cornjacket/platform-services/internal/pgtest"
+	"github.com/cornjacket/platform-services/migrations"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, pgtest.IgnoreServer()) }
+
+const (
+	ingestion    = "ingestion"
+	eventhandler = "eventhandler"
+)
+
+// owned are the tables of each service, without those of goose.
+var owned = map[string][]string{
+	ingestion:    {"outbox", "event_store", "relay_cursor", "dlq"},
+	eventhandler: {"projections", "dlq"},
+}
+
+func open(t *testing.T, url string) *sql.DB {
+	t.Helper()
+	db := stdlib.OpenDBFromPool(pgtest.Pool(t, url))
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+func exists(t *testing.T, db *sql.DB, table string) bool {
+	t.Helper()
+	var found bool
+	require.NoError(t, db.QueryRow(`SELECT to_regclass($1) IS NOT NULL`, table).Scan(&found))
+	return found
+}
+
+func up(t *testing.T, db *sql.DB, service string, want int) {
+	t.Helper()
+	n, err := migrations.Up(t.Context(), db, service)
+	require.NoError(t, err)
+	require.Equal(t, want, n)
+}
+
+func count(t *testing.T, db *sql.DB, query string) int {
+	t.Helper()
+	var n int
+	require.NoError(t, db.QueryRow(query).Scan(&n))
+	return n
+}
+
+const addLetter = `INSERT INTO dlq (consumer, event_payload, error_message, source_topic, bus_topic) VALUES ($1, '', '', '', '')`
+
+func TestUpCreatesTheTablesOfOneService(t *testing.T) {
+	t.Parallel()
+	for service, tables := range owned {
+		t.Run(service, func(t *testing.T) {
+			t.Parallel()
+			db := open(t, "")
+			up(t, db, service, 1)
+			up(t, db, service, 0)
+			for _, table := range append(tables, "goose_"+service) {
+				require.True(t, exists(t, db, table), table)
+			}
+			for other, theirs := range owned {
+				if other != service {
+					require.False(t, exists(t, db, theirs[0]), theirs[0])
+					require.False(t, exists(t, db, "goose_"+other))
+				}
+			}
+		})
+	}
+}
+
+// Eight instances of two services start at once, on one database or on one each.
+func TestUpConcurrently(t *testing.T) {
+	t.Parallel()
+	for name, databases := range map[string]int{"one database": 1, "two databases": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			urls := map[string]string{ingestion: pgtest.URL(t)}
+			urls[eventhandler] = urls[ingestion]
+			if databases == 2 {
+				urls[eventhandler] = pgtest.URL(t)
+			}
+			applied := make(chan int, 8)
+			var g errgroup.Group
+			for i := range 8 {
+				service := []string{ingestion, eventhandler}[i%2]
+				db := open(t, urls[service])
+				g.Go(func() error {
+					n, err := migrations.Up(t.Context(), db, service)
+					applied <- n
+					return err
+				})
+			}
+			require.NoError(t, g.Wait())
+			close(applied)
+			total := 0
+			for n := range applied {
+				total += n
+			}
+			require.Equal(t, 2, total, "each migration is applied by one of them")
+			for service, tables := range owned {
+				db := open(t, urls[service])
+				for _, table := range tables {
+					require.True(t, exists(t, db, table), table)
+				}
+				require.Equal(t, 1, count(t, db, `SELECT count(*) FROM goose_`+service+` WHERE version_id > 0`))
+			}
+		})
+	}
+}
+
+// The dead letter table is the same whoever creates it, so that services can share a database in any order.
+func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
+	t.Parallel()
+	var shapes [][]string
+	for _, service := range migrations.Services() {
+		db := open(t, "")
+		up(t, db, service, 1)
+		rows, err := db.Query(`
+			SELECT column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '-')
+			FROM information_schema.columns WHERE table_name = 'dlq'
+			UNION ALL SELECT indexdef FROM pg_indexes WHERE tablename = 'dlq'
+			UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'dlq'::regclass
+			ORDER BY 1`)
+		require.NoError(t, err)
+		var shape []string
+		for rows.Next() {
+			var line string
+			require.NoError(t, rows.Scan(&line))
+			shape = append(shape, line)
+		}
+		require.NoError(t, rows.Err())
+		require.NoError(t, rows.Close())
+		require.Greater(t, len(shape), 15)
+		shapes = append(shapes, shape)
+	}
+	for _, shape := range shapes[1:] {
+		require.Equal(t, shapes[0], shape)
+	}
+}
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	db := open(t, "")
+	before := map[string]string{ingestion: "00001_log.sql", eventhandler: "00001_projections.sql"}
+	for service, name := range before {
+		list, err := migrations.List(t.Context(), db, service)
+		require.NoError(t, err)
+		require.Equal(t, []migrations.Status{{Service: service, Name: name}}, list)
+	}
+	up(t, db, ingestion, 1)
+	list, err := migrations.List(t.Context(), db, ingestion)
+	require.NoError(t, err)
+	require.Equal(t, []migrations.Status{{Service: ingestion, Name: "00001_log.sql", Applied: true}}, list)
+	list, err = migrations.List(t.Context(), db, eventhandler)
+	require.NoError(t, err)
+	require.False(t, list[0].Applied, "the other service's is not touched")
+}
+
+func TestResetLeavesOtherServicesAlone(t *testing.T) {
+	t.Parallel()
+	for service, other := range map[string]string{ingestion: eventhandler, eventhandler: ingestion} {
+		t.Run(service, func(t *testing.T) {
+			t.Parallel()
+			db := open(t, "")
+			up(t, db, ingestion, 1)
+			up(t, db, eventhandler, 1)
+			for _, consumer := range []string{"ingestion", "relay", "eventhandler"} {
+				_, err := db.Exec(addLetter, consumer)
+				require.NoError(t, err)
+			}
+			n, err := migrations.Reset(t.Context(), db, service)
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+			require.False(t, exists(t, db, owned[service][0]))
+			for _, table := range owned[other] {
+				require.True(t, exists(t, db, table), table)
+			}
+			if service == ingestion {
+				require.Zero(t, count(t, db, `SELECT count(*) FROM dlq WHERE consumer IN ('ingestion', 'relay')`))
+				require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq`))
+			} else {
+				require.Zero(t, count(t, db, `SELECT count(*) FROM dlq WHERE consumer = 'eventhandler'`))
+				require.Equal(t, 2, count(t, db, `SELECT count(*) FROM dlq`))
+			}
+			up(t, db, other, 0)
+			up(t, db, service, 1)
+		})
+	}
+}
+
+func TestUpResetUp(t *testing.T) {
+	t.Parallel()
+	db := open(t, "")
+	for _, service := range migrations.Services() {
+		n, err := migrations.Reset(t.Context(), db, service)
+		require.NoError(t, err)
+		require.Zero(t, n, "nothing to undo")
+	}
+	for range 2 {
+		for _, service := range migrations.Services() {
+			up(t, db, service, 1)
+		}
+		_, err := db.Exec(`INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
+			VALUES (gen_random_uuid(), 'a.b', 'x', now(), now(), '{}', '{}')`)
+		require.NoError(t, err)
+		require.Equal(t, 1, count(t, db, `SELECT count(*) FROM outbox`), "the table is new")
+		require.Equal(t, 1, count(t, db, `SELECT count(*) FROM relay_cursor WHERE name = 'bus' AND position = 0`))
+		for _, service := range migrations.Services() {
+			n, err := migrations.Reset(t.Context(), db, service)
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+		}
+	}
+}
+
+func TestAnUnknownServiceIsAnError(t *testing.T) {
+	t.Parallel()
+	_, err := migrations.Up(t.Context(), open(t, ""), "nobody")
+	require.ErrorContains(t, err, "nobody")
+}
+
+func TestErrorsNameTheService(t *testing.T) {
+	t.Parallel()
+	db := open(t, "")
+	_, err := db.Exec(`CREATE TABLE projections (x int)`) // somebody else's
+	require.NoError(t, err)
+	_, err = migrations.Up(t.Context(), db, eventhandler)
+	require.ErrorContains(t, err, "migrate eventhandler")
+	require.False(t, exists(t, db, "dlq"), "a migration is applied as a whole or not at all")
+}
+
+func TestEveryFileGoesUpAndDown(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
+	require.NoError(t, fs.WalkDir(os.DirFS("."), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".sql") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		_, down, found := strings.Cut(string(text), "-- +goose Down\n")
+		if !found || !strings.HasPrefix(string(text), "-- +goose Up\n") || strings.TrimSpace(down) == "" {
+			t.Errorf("%s: must have an Up and a Down", path)
+		}
+		service, _, _ := strings.Cut(path, "/")
+		seen[service] = true
+		return nil
+	}))
+	for _, service := range migrations.Services() {
+		require.True(t, seen[service], service)
+		delete(seen, service)
+	}
+	require.Empty(t, seen, "folders that Services does not know")
+}

@@ -1,0 +1,236 @@
+package kafka_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+func TestRecordsOnTheBus(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	require.NoError(t, p.Ping(t.Context()))
+	require.NoError(t, p.Publish("t"))
+	m := message.NewMessage("id-1", []byte(`{"a":1}`))
+	m.Metadata = message.Metadata{
+		event.MetaAggregateID: "device-1", event.MetaEventType: "sensor.reading", event.MetaCorrelationID: "c-1", event.MetaTraceparent: "00-1",
+	}
+	require.NoError(t, p.Publish("t", m, message.NewMessage("id-2", nil)))
+	all := b.records("t")
+	require.Len(t, all, 2)
+	require.Equal(t, "device-1", string(all[0].Key))
+	require.Equal(t, `{"a":1}`, string(all[0].Value))
+	var headers []string
+	for _, h := range all[0].Headers {
+		headers = append(headers, h.Key+"="+string(h.Value))
+	}
+	require.Equal(t, []string{"event_id=id-1", "correlation_id=c-1", "event_type=sensor.reading", "traceparent=00-1"}, headers)
+	require.Nil(t, all[1].Key)
+}
+
+// order publishes n messages of some keys from as many goroutines, in no order but that of their turns.
+func order(t *testing.T, p *kafka.Publisher, keys, n int, during func()) {
+	t.Helper()
+	turns := window.NewTurns()
+	var msgs []*message.Message
+	for i := range n {
+		m := keyed(fmt.Sprint("k", i%keys), i/keys)
+		m.SetContext(window.WithTurn(context.Background(), turns.Take(m.Metadata.Get(event.MetaAggregateID))))
+		msgs = append(msgs, m)
+	}
+	room := make(chan struct{}, 256)
+	var wg sync.WaitGroup
+	var done atomic.Int32
+	go func() {
+		for done.Load() < int32(n/4) {
+			time.Sleep(tick)
+		}
+		during()
+		done.Store(int32(n))
+	}()
+	for chunk := range slices.Chunk(msgs, 64) {
+		for _, m := range slices.Backward(chunk) {
+			room <- struct{}{}
+			wg.Go(func() {
+				if err := p.Publish("t", m); err != nil {
+					t.Error(err)
+				}
+				done.Add(1)
+				<-room
+			})
+		}
+	}
+	wg.Wait()
+	require.Eventually(t, func() bool { return done.Load() >= int32(n) }, soon, tick)
+}
+
+func TestPublisherKeepsOrder(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 8, "t")
+	order(t, b.publisher(), 10, 20_000, func() {})
+	all := byKey(t, b.records("t"))
+	require.Len(t, all, 10)
+	for key, got := range all {
+		require.Equal(t, upTo(2000), got, key)
+	}
+}
+
+// The broker goes and comes back, more than once, while messages are on their way: none that was acknowledged is
+// missing. A batch that was stored when its acknowledgement got lost may come twice, but never out of order.
+func TestPublisherSurvivesRestarts(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 4, "t")
+	order(t, b.publisher(), 10, 20_000, func() {
+		for range 3 {
+			b.stop()
+			b.start()
+		}
+	})
+	for key, got := range byKey(t, b.records("t")) {
+		require.Equal(t, upTo(2000), firsts(got), key)
+	}
+}
+
+func TestPublisherWaitsForBrokerAndTopic(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1)
+	p := b.publisher()
+	b.stop()
+	answer := make(chan error, 1)
+	go func() { answer <- p.Publish("new", keyed("k", 0)) }()
+	select {
+	case err := <-answer:
+		require.FailNow(t, "must wait", "%v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	require.Error(t, p.Ping(ctx))
+	b.start()
+	require.NoError(t, kafka.AwaitTopics(t.Context(), b.brokers(), discard, kafka.TopicConfig{Partitions: 1, Replication: 1}, "new"))
+	require.NoError(t, <-answer)
+	require.Len(t, b.records("new"), 1)
+}
+
+func TestPublisherRefusesForGood(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	large := message.NewMessage("large", bytes.Repeat([]byte("x"), 2<<20))
+	err := p.Publish("t", keyed("k", 0), large, keyed("k", 1))
+	require.True(t, event.IsPermanent(err), "%v", err)
+	require.Equal(t, map[string][]int{"k": {0, 1}}, byKey(t, b.records("t")))
+}
+
+func TestPublisherClose(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	answers := make(chan error, 100)
+	for i := range 100 {
+		go func() { answers <- p.Publish("t", keyed("k", i)) }()
+	}
+	acknowledged := 0
+	require.NoError(t, <-answers)
+	acknowledged++
+	require.NoError(t, p.Close())
+	require.NoError(t, p.Close(), "again")
+	for range 99 {
+		if err := <-answers; err == nil {
+			acknowledged++
+		} else {
+			require.ErrorIs(t, err, kafka.ErrClosed)
+		}
+	}
+	require.GreaterOrEqual(t, len(b.records("t")), acknowledged)
+	require.ErrorIs(t, p.Publish("t", keyed("k", 0)), kafka.ErrClosed)
+}
+
+func TestPublisherShutdownGivesUp(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers()})
+	require.NoError(t, err)
+	require.NoError(t, p.Publish("t", keyed("k", 0)))
+	b.stop()
+	answer := make(chan error, 1)
+	go func() { answer <- p.Publish("t", keyed("k", 1)) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	select {
+	case err := <-answer:
+		require.FailNow(t, "must wait", "%v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	require.ErrorIs(t, p.Shutdown(ctx), context.DeadlineExceeded)
+	require.ErrorIs(t, <-answer, kafka.ErrClosed)
+}
+
+// A message whose turn will not come, because its source has ended, has a handler that waits for an answer.
+func TestPublisherGivesUpTurnsThatNeverCome(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	ctx, abandon := context.WithCancelCause(t.Context())
+	out := make(chan *message.Message, 2)
+	lane := window.NewLane(ctx, out, window.LaneConfig[int]{Size: 2, Advance: func(int) {}})
+	for i := range 2 {
+		require.True(t, lane.Send(t.Context(), ctx, keyed("k", i), i, window.Source{Key: "k"}))
+	}
+	<-out // the first is never answered
+	second := <-out
+	answer := make(chan error, 1)
+	go func() { answer <- p.Publish("t", second) }()
+	select {
+	case err := <-answer:
+		require.FailNow(t, "must wait for its turn", "%v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	lost := errors.New("source is lost")
+	abandon(lost)
+	require.ErrorIs(t, <-answer, lost)
+	<-lane.Done()
+	require.Empty(t, b.records("t"))
+}
+
+// A handler's deadline ends the wait for a turn, not the order: when the message is handed out again it still comes
+// before its successors.
+func TestPublisherKeepsOrderThroughDeadlines(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	turns := window.NewTurns()
+	var msgs []*message.Message
+	var own []*window.Turn
+	for i := range 3 {
+		turn := turns.Take("k")
+		m := keyed("k", i)
+		m.SetContext(window.WithTurn(context.Background(), turn))
+		msgs, own = append(msgs, m), append(own, turn)
+	}
+	ctx, cancel := context.WithTimeout(window.WithTurn(t.Context(), own[1]), 20*time.Millisecond)
+	defer cancel()
+	second := msgs[1].Copy()
+	second.SetContext(ctx)
+	require.ErrorIs(t, p.Publish("t", second), context.DeadlineExceeded)
+	third := make(chan error, 1)
+	go func() { third <- p.Publish("t", msgs[2]) }()
+	require.NoError(t, p.Publish("t", msgs[0]))
+	require.NoError(t, p.Publish("t", msgs[1]), "again")
+	require.NoError(t, <-third)
+	require.Equal(t, upTo(3), firsts(byKey(t, b.records("t"))["k"]))
+}

@@ -1,0 +1,458 @@
+package kafka_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+func publish(t *testing.T, p *kafka.Publisher, topic, key string, from, to int) {
+	t.Helper()
+	var msgs []*message.Message
+	for i := from; i < to; i++ {
+		msgs = append(msgs, keyed(key, i))
+	}
+	require.NoError(t, p.Publish(topic, msgs...))
+}
+
+func TestSubscriberHandsOutAWindow(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	cfg := b.config("g")
+	cfg.Window = 5
+	sub, out := b.subscribe(cfg, "t")
+	publish(t, p, "t", "k", 0, 20)
+	var held []*message.Message
+	for i := range 5 {
+		m := next(t, out)
+		require.Equal(t, i, number(t, m))
+		require.Equal(t, fmt.Sprint("k-", i), m.UUID)
+		require.Equal(t, message.Metadata{event.MetaAggregateID: "k", event.MetaEventType: "sensor.reading"}, m.Metadata)
+		src, ok := window.SourceFrom(m.Context())
+		require.True(t, ok)
+		require.Equal(t, window.Source{Topic: "t", Partition: 0, Offset: int64(i), Key: "k"}, src)
+		held = append(held, m)
+	}
+	select {
+	case m := <-out:
+		require.FailNow(t, "window of 5 overrun", "%s", m.UUID)
+	case <-time.After(100 * time.Millisecond):
+	}
+	require.True(t, sub.Joined())
+	require.Equal(t, 1, sub.Assigned())
+	require.NoError(t, sub.Ping(t.Context()))
+	require.False(t, sub.Oldest().IsZero())
+	last, err := sub.LastPoll()
+	require.NoError(t, err)
+	require.False(t, last.IsZero())
+	for _, m := range held {
+		m.Ack()
+	}
+	for i := 5; i < 20; i++ {
+		m := next(t, out)
+		require.Equal(t, i, number(t, m))
+		m.Ack()
+	}
+	require.Eventually(t, func() bool { return sub.Oldest().IsZero() }, soon, tick)
+	select {
+	case <-held[0].Context().Done():
+	case <-time.After(soon):
+		require.FailNow(t, "the context of a message ends when it is done")
+	}
+}
+
+// A subscriber that dies leaves what it has not acknowledged, and what is behind such a gap, to the next one.
+func TestSubscriberCommitsThePrefix(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	cfg := b.config("g")
+	cfg.SessionTimeout, cfg.CloseTimeout = 600*time.Millisecond, 10*time.Millisecond
+	sub, out := b.subscribe(cfg, "t")
+	publish(t, p, "t", "k", 0, 20)
+	for i := range 20 {
+		if m := next(t, out); i != 7 {
+			m.Ack()
+		}
+	}
+	client := b.client()
+	require.Eventually(t, func() bool { return b.committed(client, "g", "t", 0) == 7 }, soon, tick, "while it runs")
+	require.NoError(t, sub.Close())
+	_, open := <-out
+	require.False(t, open)
+	require.EqualValues(t, 7, b.committed(client, "g", "t", 0))
+	_, out = b.subscribe(b.config("g"), "t")
+	for i := 7; i < 20; i++ {
+		m := next(t, out)
+		require.Equal(t, i, number(t, m))
+		m.Ack()
+	}
+}
+
+func TestSubscriberHandsOutAgain(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	_, out := b.subscribe(b.config("g"), "t")
+	publish(t, p, "t", "k", 0, 2)
+	publish(t, p, "t", "other", 2, 3)
+	first, second, third := next(t, out), next(t, out), next(t, out)
+	batcher := window.NewBatcher(window.BatcherConfig[int]{MaxBatch: 10, Flush: func(context.Context, []int) error { return nil }})
+	defer func() { require.NoError(t, batcher.Close(context.Background())) }()
+	later := make(chan error, 1)
+	go func() { later <- batcher.Do(second.Context(), 1) }()
+	require.NoError(t, batcher.Do(third.Context(), 2), "another key does not wait")
+	for range 3 {
+		first.Nack()
+		first = next(t, out)
+		require.Equal(t, 0, number(t, first))
+		require.Empty(t, later, "its successor waits")
+	}
+	require.NoError(t, batcher.Do(first.Context(), 0))
+	require.NoError(t, <-later)
+	first.Ack()
+	second.Ack()
+	third.Ack()
+	client := b.client()
+	require.Eventually(t, func() bool { return b.committed(client, "g", "t", 0) == 3 }, soon, tick)
+}
+
+func TestSubscriberCloseDrains(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 2, "t")
+	p := b.publisher()
+	sub, out := b.subscribe(b.config("g"), "t")
+	publish(t, p, "t", "a", 0, 10)
+	var held []*message.Message
+	for range 10 {
+		held = append(held, next(t, out))
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- sub.Close() }()
+	require.Eventually(t, func() bool {
+		_, err := sub.Subscribe(t.Context(), "t")
+		return err != nil
+	}, soon, tick)
+	for _, m := range held[1:] {
+		m.Ack()
+	}
+	require.Empty(t, closed)
+	held[0].Ack()
+	require.NoError(t, <-closed)
+	_, open := <-out
+	require.False(t, open)
+	require.False(t, sub.Joined())
+	client := b.client()
+	require.EqualValues(t, 10, b.committed(client, "g", "t", 0)+b.committed(client, "g", "t", 1)+1, "one partition has all, the other none")
+}
+
+// One partition that is stuck holds up neither the others nor the memory: its fetching is paused.
+func TestSubscriberFullPartitionHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 2, "t")
+	cfg := b.config("g")
+	cfg.Window = 10
+	_, out := b.subscribe(cfg, "t")
+	client := b.client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	const total = 5000
+	produce := func(partition int32) {
+		var records []*kgo.Record
+		for i := range total {
+			records = append(records, &kgo.Record{Topic: "t", Partition: partition, Key: []byte(fmt.Sprint("p", partition)), Value: []byte(fmt.Sprint(i))})
+		}
+		require.NoError(t, client.ProduceSync(t.Context(), records...).FirstErr())
+	}
+	produce(0)
+	var held []*message.Message
+	for range 10 {
+		held = append(held, next(t, out))
+	}
+	produce(1)
+	for i := range total {
+		m := next(t, out)
+		require.Equal(t, "p1", m.Metadata.Get(event.MetaAggregateID))
+		require.Equal(t, i, number(t, m))
+		m.Ack()
+	}
+	for _, m := range held {
+		m.Ack()
+	}
+	for i := 10; i < total; i++ {
+		m := next(t, out)
+		require.Equal(t, "p0", m.Metadata.Get(event.MetaAggregateID))
+		require.Equal(t, i, number(t, m), "what was fetched when it was paused is neither lost nor repeated")
+		m.Ack()
+	}
+}
+
+func TestSubscriberTakesForeignRecords(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t", "u")
+	client := b.client()
+	require.NoError(t, client.ProduceSync(t.Context(),
+		&kgo.Record{Topic: "t", Value: []byte("not ours")},
+		&kgo.Record{Topic: "t"},
+		&kgo.Record{Topic: "t", Key: []byte("k\xff"), Headers: []kgo.RecordHeader{{Key: "x"}, {Key: "event_id"}}},
+	).FirstErr())
+	_, out := b.subscribe(b.config("g"), "t,u")
+	m := next(t, out)
+	require.Equal(t, "not ours", string(m.Payload))
+	require.Equal(t, "t/0/0", m.UUID)
+	require.Empty(t, m.Metadata)
+	m.Ack()
+	m = next(t, out)
+	require.Empty(t, m.Payload)
+	m.Ack()
+	m = next(t, out)
+	require.Equal(t, "t/0/2", m.UUID)
+	require.Equal(t, message.Metadata{"x": "", event.MetaAggregateID: "k\xff"}, m.Metadata)
+	m.Ack()
+	require.NoError(t, client.ProduceSync(t.Context(), &kgo.Record{Topic: "u", Value: []byte("u")}).FirstErr())
+	m = next(t, out)
+	require.Equal(t, "u/0/0", m.UUID)
+	m.Ack()
+}
+
+// Goroutines are per partition, not per message.
+func TestSubscriberGoroutines(t *testing.T) { //nolint:paralleltest // counts the goroutines of the process
+	b := newBroker(t, 4, "t")
+	p := b.publisher()
+	publish(t, p, "t", "warm", 0, 1)
+	_, out := b.subscribe(b.config("g"), "t")
+	next(t, out).Ack()
+	before := runtime.NumGoroutine()
+	for k := range 8 {
+		publish(t, p, "t", fmt.Sprint("k", k), 0, 50)
+	}
+	var held []*message.Message
+	for range 400 {
+		held = append(held, next(t, out))
+	}
+	require.Less(t, runtime.NumGoroutine(), before+40, "with 400 messages in flight")
+	for _, m := range held {
+		m.Ack()
+	}
+}
+
+// Members come and go while messages flow, and one dies: each message is handled, and each member sees the messages of
+// a key in order.
+func TestSubscriberRebalances(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 6, "t")
+	p := b.publisher()
+	const keys, each = 20, 250
+	c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
+	cfg := b.config("g")
+	cfg.Window = 20
+	cfg.SessionTimeout = time.Second
+
+	first, out1 := b.subscribe(cfg, "t")
+	c.consume(t, out1)
+	require.Eventually(t, func() bool { return first.Assigned() == 6 }, soon, tick)
+	var publishing sync.WaitGroup
+	for k := range keys {
+		publishing.Go(func() {
+			for i := range each {
+				if err := p.Publish("t", keyed(fmt.Sprint("k", k), i)); err != nil {
+					t.Error(err)
+				}
+				if i%10 == 0 { // so that there are messages all the time that members come and go
+					time.Sleep(5 * time.Millisecond)
+				}
+			}
+		})
+	}
+	second, out2 := b.subscribe(cfg, "t")
+	c.consume(t, out2)
+	require.Eventually(t, func() bool { return first.Assigned() == 3 && second.Assigned() == 3 }, soon, tick)
+	third, out3 := b.subscribe(cfg, "t")
+	c.consume(t, out3)
+	require.Eventually(t, func() bool { return first.Assigned() == 2 && second.Assigned() == 2 && third.Assigned() == 2 }, soon, tick)
+	require.NoError(t, first.Close())
+	require.Eventually(t, func() bool { return second.Assigned() == 3 && third.Assigned() == 3 }, soon, tick)
+	require.NoError(t, second.Close())
+	require.Eventually(t, func() bool { return third.Assigned() == 6 }, soon, tick)
+	publishing.Wait()
+	require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
+	require.Zero(t, c.repeated(), "rebalances settle what is in flight first")
+}
+
+// collector handles the messages of several members.
+type collector struct {
+	mu    sync.Mutex
+	seen  map[string]map[int]bool
+	left  int
+	twice int
+}
+
+func (c *collector) missing() int  { c.mu.Lock(); defer c.mu.Unlock(); return c.left }
+func (c *collector) repeated() int { c.mu.Lock(); defer c.mu.Unlock(); return c.twice }
+
+// consume handles what one member hands out: each message in a goroutine of its own, as a router does, in its turn.
+func (c *collector) consume(t *testing.T, out <-chan *message.Message) {
+	type item struct {
+		key string
+		n   int
+	}
+	last := map[string]int{} // of this member
+	batcher := window.NewBatcher(window.BatcherConfig[item]{MaxBatch: 50, Flush: func(_ context.Context, items []item) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, it := range items {
+			if before, ok := last[it.key]; ok && it.n <= before && !c.seen[it.key][it.n] {
+				t.Errorf("%s: %d came after %d", it.key, it.n, before)
+			}
+			last[it.key] = it.n
+			if c.seen[it.key] == nil {
+				c.seen[it.key] = map[int]bool{}
+			}
+			if c.seen[it.key][it.n] {
+				c.twice++
+				continue
+			}
+			c.seen[it.key][it.n] = true
+			c.left--
+		}
+		return nil
+	}})
+	go func() {
+		var wg sync.WaitGroup
+		for m := range out {
+			wg.Go(func() {
+				if err := batcher.Do(m.Context(), item{m.Metadata.Get(event.MetaAggregateID), number(t, m)}); err != nil {
+					m.Nack()
+					return
+				}
+				m.Ack()
+			})
+		}
+		wg.Wait()
+		if err := batcher.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+}
+
+func TestSubscriberJoinsWithoutPartitions(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	first, _ := b.subscribe(b.config("g"), "t")
+	require.Eventually(t, first.Joined, soon, tick)
+	second, _ := b.subscribe(b.config("g"), "t")
+	require.Eventually(t, second.Joined, soon, tick)
+	require.Equal(t, 1, first.Assigned()+second.Assigned())
+}
+
+func TestSubscriberWaitsForBroker(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 2, "t")
+	b.stop()
+	sub, out := b.subscribe(b.config("g"), "t")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	require.Error(t, sub.Ping(ctx))
+	require.False(t, sub.Joined())
+	b.start()
+	publish(t, b.publisher(), "t", "k", 0, 10)
+	for i := range 10 {
+		m := next(t, out)
+		require.Equal(t, i, number(t, m))
+		m.Ack()
+	}
+}
+
+func TestSubscriberSurvivesRestarts(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 4, "t")
+	p := b.publisher()
+	const keys, each = 8, 300
+	c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
+	_, out := b.subscribe(b.config("g"), "t")
+	c.consume(t, out)
+	var publishing sync.WaitGroup
+	for k := range keys {
+		publishing.Go(func() {
+			for i := range each {
+				if err := p.Publish("t", keyed(fmt.Sprint("k", k), i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for _, left := range []int{keys * each * 3 / 4, keys * each / 2} {
+		require.Eventually(t, func() bool { return c.missing() <= left }, soon, tick)
+		b.stop()
+		b.start()
+	}
+	publishing.Wait()
+	require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
+}
+
+// The broker is away: closing ends all the same, in time.
+func TestSubscriberClosesWithoutBroker(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	sub, out := b.subscribe(b.config("g"), "t")
+	publish(t, p, "t", "k", 0, 1)
+	m := next(t, out)
+	b.stop()
+	m.Ack()
+	began := time.Now()
+	require.NoError(t, sub.Close())
+	require.Less(t, time.Since(began), 10*time.Second)
+	b.start()
+	_, out = b.subscribe(b.config("g"), "t")
+	require.Equal(t, m.UUID, func() string { m := next(t, out); m.Ack(); return m.UUID }())
+}
+
+func TestSubscriberKeepsPlaceAsStaticMember(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 2, "t")
+	p := b.publisher()
+	cfg := b.config("g")
+	cfg.InstanceID, cfg.SessionTimeout = "one", time.Minute
+	sub, out := b.subscribe(cfg, "t")
+	publish(t, p, "t", "k", 0, 3)
+	for range 3 {
+		next(t, out).Ack()
+	}
+	drain(t, sub, out)
+	publish(t, p, "t", "k", 3, 4)
+	_, out = b.subscribe(cfg, "t")
+	m := next(t, out)
+	require.Equal(t, 3, number(t, m), "at once, not after the session timeout")
+	m.Ack()
+}
+
+func TestEnsureTopics(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "old")
+	client := b.client()
+	cfg := kafka.TopicConfig{Partitions: 3, Replication: -1, Retention: time.Hour}
+	require.NoError(t, kafka.EnsureTopics(t.Context(), client, cfg, "old", "new"))
+	require.NoError(t, kafka.EnsureTopics(t.Context(), client, cfg, "old", "new"), "again")
+	require.ErrorContains(t, kafka.EnsureTopics(t.Context(), client, cfg, "no/such name"), "no/such name")
+	sub, _ := b.subscribe(b.config("g"), strings.Join([]string{"old", "new"}, ","))
+	require.Eventually(t, func() bool { return sub.Assigned() == 4 }, soon, tick)
+
+	b.stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, kafka.AwaitTopics(ctx, b.brokers(), discard, cfg, "later"), context.DeadlineExceeded)
+	b.start()
+	require.NoError(t, kafka.AwaitTopics(t.Context(), b.brokers(), discard, cfg, "later"))
+}

@@ -1,0 +1,248 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/outbox"
+	"github.com/cornjacket/platform-services/pubsub/window"
+)
+
+// killLeader ends the session that holds the relay's lock, as an administrator would.
+func (s *store) killLeader() {
+	s.t.Helper()
+	require.True(s.t, scan[bool](s, `SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
+		WHERE locktype = 'advisory' AND datname = current_database()`))
+}
+
+func TestSubscriberTakesOver(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	cfg := outbox.SubscriberConfig{Poll: 20 * time.Millisecond, CloseTimeout: 10 * time.Millisecond}
+	first, out1 := s.start(cfg)
+	require.Eventually(t, func() bool { return first.State().Leading }, soon, tick)
+	second, out2 := s.subscribe(cfg)
+	require.Eventually(t, func() bool { return !second.State().LastRound.IsZero() }, soon, tick)
+	var events []event.Envelope
+	for i := range 10 {
+		events = append(events, newEvent("a", i))
+	}
+	require.NoError(t, p.Ingest(t.Context(), events))
+	var held []received
+	for range 10 {
+		held = append(held, next(t, out1))
+	}
+	for _, r := range held[:4] {
+		r.msg.Ack()
+	}
+	require.Eventually(t, func() bool { return first.Published() == 4 }, soon, tick)
+	require.False(t, second.State().Leading)
+	select {
+	case m := <-out2:
+		require.FailNow(t, "only one may lead", "%s", m.Payload)
+	case <-time.After(100 * time.Millisecond):
+	}
+	require.Eventually(t, func() bool {
+		return scan[int64](s, "SELECT position FROM relay_cursor WHERE name = 'bus'") == 4
+	}, soon, tick)
+
+	// The first comes back too late: it finds out at its next round trip.
+	s.killLeader()
+	require.Eventually(t, func() bool { return second.State().Leading }, soon, tick)
+	after := nextAcked(t, out2, 6)
+	for i, r := range after {
+		requireSame(t, held[4+i].Envelope, r.Envelope)
+	}
+	require.Eventually(t, func() bool { return held[4].msg.Context().Err() != nil }, soon, tick, "what the first had in flight is given up")
+	require.Eventually(t, func() bool { s := first.State(); return !s.Leading && s.Err == nil }, soon, tick, "it stands by again")
+	require.NoError(t, p.Store(t.Context(), newEvent("a", 10)))
+	more := nextAcked(t, out2, 1)
+	require.EqualValues(t, 11, more[0].Metadata.Position)
+
+	drain(t, second, out2)
+	require.Eventually(t, func() bool { return first.State().Leading }, soon, tick)
+	require.NoError(t, p.Store(t.Context(), newEvent("a", 11)))
+	require.Equal(t, "11", payloads(nextAcked(t, out1, 1)), "nothing twice after a clean end")
+	drain(t, first, out1)
+}
+
+// Messages of a leader that lost its lock are given up: handlers that wait for a turn are answered.
+func TestSubscriberAnswersWaitersWhenItLosesTheLock(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	_, out := s.subscribe(outbox.SubscriberConfig{Poll: 20 * time.Millisecond})
+	require.NoError(t, p.Ingest(t.Context(), []event.Envelope{newEvent("a", 0), newEvent("a", 1)}))
+	first, second := next(t, out), next(t, out)
+	b := window.NewBatcher(window.BatcherConfig[int]{MaxBatch: 10, Flush: func(context.Context, []int) error { return nil }})
+	defer func() { require.NoError(t, b.Close(context.Background())) }()
+	later := make(chan error, 1)
+	go func() { later <- b.Do(second.msg.Context(), 1) }()
+	s.killLeader()
+	require.ErrorIs(t, <-later, window.ErrAbandoned)
+	again := nextAcked(t, out, 2)
+	requireSame(t, first.Envelope, again[0].Envelope)
+	requireSame(t, second.Envelope, again[1].Envelope)
+}
+
+// The leader dies over and over while events come in: everything comes, in order, each with one position.
+func TestSubscriberSurvivesLostConnections(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	cfg := outbox.SubscriberConfig{Poll: 20 * time.Millisecond, MaxBatch: 3, Window: 20}
+	_, out1 := s.subscribe(cfg)
+	_, out2 := s.subscribe(cfg)
+	const total = 400
+	go func() {
+		for i := range total {
+			if err := p.Store(context.Background(), newEvent(fmt.Sprint(i%3), i)); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	position := map[string]int64{}
+	for len(position) < total {
+		var m *message.Message
+		select {
+		case m = <-out1:
+		case m = <-out2:
+		case <-time.After(soon):
+			require.FailNow(t, "no message")
+		}
+		e, err := event.Unmarshal(m.Payload)
+		require.NoError(t, err)
+		if before, ok := position[m.UUID]; ok {
+			require.Equal(t, before, e.Metadata.Position)
+		} else if position[m.UUID] = e.Metadata.Position; len(position)%80 == 0 {
+			s.killLeader()
+		}
+		m.Ack()
+	}
+	require.Equal(t, values(0, total), s.stored())
+	require.Equal(t, total, scan[int](s, "SELECT count(DISTINCT position) FROM event_store"))
+}
+
+const insertRow = `INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
+	VALUES (gen_random_uuid(), $1, $2, $3::timestamptz, now(), $4::text::json, $5::text::json)`
+
+// Rows that somebody wrote past our door: what the log can't hold, and what it can but no envelope can.
+func TestSubscriberSetsBadRowsAside(t *testing.T) {
+	t.Parallel()
+	const ok = `{"source":"http","correlation_id":"c-9","schema_version":1}`
+	bad := []struct{ aggregate, at, payload, metadata, reason, correlation string }{
+		{"nul", "now", `{"a":"\u0000"}`, ok, "unsupported Unicode escape sequence", "c-9"},
+		{"surrogate", "now", `{"a":"\ud800"}`, ok, "invalid input syntax for type json", "c-9"},
+		{"metadata-nul", "now", `{}`, `{"correlation_id":"\u0000"}`, "unsupported Unicode escape sequence", ""},
+		{"number", "now", `{"a":1e999999}`, ok, "value overflows numeric format", "c-9"},
+		{"infinity", "infinity", `{}`, ok, "infinite time", "c-9"},
+		{"bc", "0044-03-15 BC", `{}`, ok, "", "c-9"},
+		{"metadata-array", "now", `{}`, `[]`, "metadata", ""},
+		{"metadata-number", "now", `{}`, `{"schema_version":"x"}`, "metadata", ""},
+		{"duplicate", "now", `{"a":1,"a":2}`, ok, "duplicate", "c-9"},
+	}
+	for _, batch := range []int{1, 4, 1000} {
+		t.Run(fmt.Sprint(batch), func(t *testing.T) {
+			t.Parallel()
+			s := newStore(t, "")
+			n := 0
+			good := func(count int) {
+				for range count {
+					s.exec(insertRow, "sensor.reading", "good", "now", fmt.Sprintf(`{"value":%d}`, n), ok)
+					n++
+				}
+			}
+			good(5)
+			for _, b := range bad {
+				s.exec(insertRow, "user.login", b.aggregate, b.at, b.payload, b.metadata)
+				good(3)
+			}
+			sub, out := s.start(outbox.SubscriberConfig{MaxBatch: batch})
+			require.Equal(t, values(0, n), payloads(nextAcked(t, out, n)))
+			require.Eventually(t, func() bool { return s.count("outbox") == 0 && s.count("dlq") == len(bad) }, soon, tick)
+			for _, b := range bad {
+				var reason, correlation, payload, topic, source string
+				require.NoError(t, s.pool.QueryRow(t.Context(), `SELECT error_message, coalesce(correlation_id, ''),
+					convert_from(event_payload, 'UTF8'), bus_topic, source_topic
+					FROM dlq WHERE message_key = $1 AND consumer = 'relay' AND event_id IS NOT NULL`, b.aggregate).
+					Scan(&reason, &correlation, &payload, &topic, &source), b.aggregate)
+				require.Contains(t, reason, b.reason, b.aggregate)
+				require.Equal(t, b.correlation, correlation, b.aggregate)
+				require.Equal(t, "user-actions.dlq", topic)
+				require.Equal(t, outbox.Topic, source)
+				if b.aggregate != "duplicate" { // jsonb keeps the last one
+					require.Contains(t, payload, b.payload)
+				}
+			}
+			drain(t, sub, out)
+			s.exec("UPDATE relay_cursor SET position = 0")
+			_, out = s.subscribe(outbox.SubscriberConfig{MaxBatch: batch})
+			var again []received
+			for len(again) < n { // the duplicate can be read now: the log has mended it
+				if r := nextAcked(t, out, 1)[0]; r.AggregateID == "good" {
+					again = append(again, r)
+				}
+			}
+			require.Equal(t, values(0, n), payloads(again), "a relay that takes over passes them too")
+			require.Equal(t, len(bad), s.count("dlq"), "none is a dead letter twice")
+		})
+	}
+}
+
+// A row with a smaller ID that is committed late must not be taken for the bad one.
+func TestSubscriberSetsAsideTheRightRow(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	const rounds = 40
+	_, out := s.subscribe(outbox.SubscriberConfig{MaxBatch: 2, Poll: time.Millisecond})
+	done := make(chan error, 1)
+	go func() {
+		for i := range rounds {
+			tx, err := s.pool.Begin(context.Background())
+			if err != nil {
+				done <- err
+				return
+			}
+			_, err = tx.Exec(context.Background(), insertRow, "sensor.reading", "good", "now", fmt.Sprintf(`{"value":%d}`, i), `{}`)
+			if err == nil {
+				_, err = s.pool.Exec(context.Background(), insertRow, "sensor.reading", "bad", "now", `{"a":"\u0000"}`, `{}`)
+			}
+			if err == nil {
+				err = tx.Commit(context.Background())
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	require.Equal(t, values(0, rounds), payloads(nextAcked(t, out, rounds)))
+	require.NoError(t, <-done)
+	require.Eventually(t, func() bool { return s.count("dlq") == rounds }, soon, tick)
+	require.Equal(t, rounds, scan[int](s, "SELECT count(*) FROM dlq WHERE message_key = 'bad'"))
+}
+
+// A position that is taken says that somebody else has sequenced: no row is to blame.
+func TestSubscriberReadsThePositionAnew(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	_, out := s.subscribe(outbox.SubscriberConfig{Poll: time.Hour})
+	require.NoError(t, p.Store(t.Context(), newEvent("a", 0)))
+	nextAcked(t, out, 1)
+	require.Eventually(t, func() bool { return scan[int64](s, "SELECT position FROM relay_cursor") == 1 }, soon, tick)
+	s.exec(`INSERT INTO event_store SELECT gen_random_uuid(), event_type, aggregate_id, event_time, ingested_at, '{"value":1}', metadata, 2 FROM event_store`)
+	require.NoError(t, p.Store(t.Context(), newEvent("a", 2)))
+	all := nextAcked(t, out, 2)
+	require.Equal(t, "1 2", payloads(all))
+	require.Equal(t, []int64{2, 3}, positions(all))
+	require.Zero(t, s.count("dlq"))
+}
