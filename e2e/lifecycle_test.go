@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cornjacket/platform-services/internal/pgtest"
 )
 
 // stopWithin is how long a clean stop may take, by the contract.
@@ -110,9 +112,14 @@ func TestPortTaken(t *testing.T) {
 		t.Parallel()
 		addr := taken(t)
 		c := platformCommand(t, nil, "run", "--services=ingestion", "--ingestion-addr=127.0.0.1:0", "--embedded-mqtt", "--mqtt-url=mqtt://"+addr,
-			"--startup-timeout=5s", "--ingestion-database-url=postgres://u:p@127.0.0.1:1/d")
+			"--ingestion-database-url="+pgtest.URL(t))
 		require.Equal(t, 1, c.code)
-		c.oneLine(t)
+		lines := strings.Split(strings.TrimSpace(c.stderr.String()), "\n")
+		last := lines[len(lines)-1]
+		require.True(t, strings.HasPrefix(last, "platform: "), last)
+		for _, part := range []string{"MQTT", addr, "address already in use"} {
+			require.Contains(t, last, part)
+		}
 	})
 }
 

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -86,20 +87,18 @@ func (p *platform) readLog() (ready bool) {
 	for lines.Scan() {
 		var entry struct {
 			Msg       string            `json:"msg"`
-			Address   string            `json:"address"`
 			Addresses map[string]string `json:"addresses"`
 		}
 		if json.Unmarshal(lines.Bytes(), &entry) != nil {
 			continue // a line that is still being written
 		}
-		switch entry.Msg {
-		case "embedded MQTT broker listens":
-			p.mqtt = entry.Address
-		case "ready":
-			at := func(service string) string { return "http://" + entry.Addresses[service] }
-			p.ingestion, p.query, p.eventhandler, p.relay = at("ingestion"), at("query"), at("eventhandler"), at("relay")
-			ready = true
+		if entry.Msg != "ready" {
+			continue
 		}
+		at := func(service string) string { return "http://" + entry.Addresses[service] }
+		p.ingestion, p.query, p.eventhandler, p.relay = at("ingestion"), at("query"), at("eventhandler"), at("relay")
+		p.mqtt = cmp.Or(entry.Addresses["mqtt"], p.mqtt) // of an embedded broker
+		ready = true
 	}
 	return ready
 }

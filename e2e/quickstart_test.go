@@ -59,6 +59,22 @@ func TestQuickStartCurl(t *testing.T) {
 	require.JSONEq(t, `{"value":21.5,"unit":"celsius"}`, string(s.State))
 }
 
+// What is printed at the start can be pasted: addresses with the ports that were taken.
+func TestBannerIsTrue(t *testing.T) {
+	t.Parallel()
+	own(t)
+	p := shared(t)
+	said := p.process.stdout.String()
+	host, port, err := net.SplitHostPort(p.mqtt)
+	require.NoError(t, err)
+	for _, part := range []string{
+		"mqtt://" + p.mqtt, "mosquitto_pub -h " + host + " -p " + port + " ", p.ingestion + eventsPath, p.query + "/api/v1/projections/sensor_state",
+		p.relay + "/health", p.eventhandler + "/health", p.kafka, p.database, p.dir,
+	} {
+		require.Contains(t, said, part)
+	}
+}
+
 // The broker of the platform is a broker: what is published to a device reaches it.
 func TestCommandsReachADevice(t *testing.T) {
 	t.Parallel()

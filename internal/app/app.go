@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/pubsub/mochi"
 	"github.com/cornjacket/platform-services/routers"
 )
 
@@ -82,7 +83,7 @@ type platform struct {
 	ports    []*port
 	pools    map[string]*pgxpool.Pool // by URL and use
 	closers  []closer
-	mqttAddr string // of the embedded broker; empty without one
+	broker   *mochi.Broker // embedded; nil without one
 
 	topicsExist chan struct{} // see topics
 }
@@ -160,8 +161,8 @@ func (p *platform) announce(ctx context.Context, ready func(map[string]string)) 
 	for _, port := range p.ports {
 		addrs[port.service] = port.listener.Addr().String()
 	}
-	if p.mqttAddr != "" {
-		addrs["mqtt"] = p.mqttAddr
+	if p.broker != nil {
+		addrs["mqtt"] = p.broker.Addr()
 	}
 	p.log.Info("ready", "version", Version, "services", p.cfg.Services, "addresses", addrs, "seconds", p.now().Sub(started).Seconds())
 	if ready != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/cornjacket/platform-services/api"
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/pubsub/mochi"
 )
 
 // port is the HTTP side of one service. Health answers from the start; the API comes once the service is built.
@@ -49,7 +50,28 @@ func (p *platform) listen() error {
 			}
 		})
 	}
+	if err := p.listenMQTT(); err != nil {
+		return err
+	}
 	return p.servePprof()
+}
+
+// listenMQTT starts the embedded MQTT broker, if that is asked for. Until ingestion takes from it, it turns clients away.
+func (p *platform) listenMQTT() error {
+	if !p.cfg.EmbeddedMQTT || !p.runs(config.Ingestion) {
+		return nil
+	}
+	addr, err := p.cfg.EmbeddedMQTTAddr()
+	if err != nil {
+		return err
+	}
+	broker, err := mochi.Listen(mochi.Config{Addr: addr, Log: p.log})
+	if err != nil {
+		return fmt.Errorf("embedded MQTT broker: %w", err)
+	}
+	p.broker = broker
+	p.onStop(stageIngestion, "embedded MQTT broker", func(context.Context) error { return broker.Close() })
+	return nil
 }
 
 // servePprof serves Go's profiles, if that is asked for.

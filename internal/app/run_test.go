@@ -47,8 +47,7 @@ func TestRunCarriesEventsFromBothDoorsToTheQueryAPI(t *testing.T) {
 	}
 }
 
-// What devices publish and nobody can read is on the dead letter topic, with the bytes as they came, also when they
-// are more than the bus takes in the case of another one before it.
+// Dead letters that are in the table get to the bus, and one that is over its limit does not hold up those behind it.
 func TestDeadLettersReachTheBus(t *testing.T) {
 	t.Parallel()
 	brokers := bus(t).Addr()

@@ -16,7 +16,6 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
-	"github.com/cornjacket/platform-services/pubsub/mochi"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
@@ -295,19 +294,8 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 
 // mqttSource returns where MQTT messages come from, and its health check.
 func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
-	if p.cfg.EmbeddedMQTT {
-		addr, err := p.cfg.EmbeddedMQTTAddr()
-		if err != nil {
-			return nil, health.Check{}, err
-		}
-		broker, err := mochi.Listen(mochi.Config{Addr: addr, Log: p.log})
-		if err != nil {
-			return nil, health.Check{}, fmt.Errorf("embedded MQTT broker: %w", err)
-		}
-		p.mqttAddr = broker.Addr()
-		p.log.Info("embedded MQTT broker listens", "address", p.mqttAddr)
-		p.onStop(stageIngestion, "embedded MQTT broker", func(context.Context) error { return broker.Close() })
-		return broker, health.Check{Name: "mqtt", Probe: func(context.Context) (health.Details, error) {
+	if p.broker != nil {
+		return p.broker, health.Check{Name: "mqtt", Probe: func(context.Context) (health.Details, error) {
 			return health.Details{"broker": "embedded"}, nil
 		}}, nil
 	}

@@ -24,8 +24,16 @@ type partition struct {
 	mu     sync.Mutex
 	more   chan struct{}
 	queue  []*kgo.Record
+	bytes  int // of what is queued
 	paused bool
 }
+
+// Fetching of a partition is paused while more than this is waiting: so many windows, or so many bytes. It goes on
+// while half of that still waits, because a resumed partition has to wait for the fetch of the others to come back.
+const (
+	queueWindows = 4
+	queueBytes   = 4 << 20
+)
 
 // mark is what the lane knows of a message in flight.
 type mark struct {
@@ -53,7 +61,10 @@ func newPartition(m *member, client *kgo.Client, key tp) *partition {
 func (p *partition) push(records []*kgo.Record) {
 	p.mu.Lock()
 	p.queue = append(p.queue, records...)
-	if !p.paused && len(p.queue) >= 2*p.window {
+	for _, r := range records {
+		p.bytes += len(r.Value)
+	}
+	if !p.paused && (len(p.queue) >= queueWindows*p.window || p.bytes >= queueBytes) {
 		p.paused = true
 		p.client.PauseFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
 	}
@@ -64,16 +75,29 @@ func (p *partition) push(records []*kgo.Record) {
 	}
 }
 
+// pull takes up to a window of what is queued.
 func (p *partition) pull() []*kgo.Record {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	records := p.queue
-	p.queue = nil
-	if p.paused {
-		p.paused = false
-		p.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
+	n := min(len(p.queue), max(p.window, 1))
+	records := p.queue[:n:n]
+	p.queue = p.queue[n:]
+	if len(p.queue) == 0 {
+		p.queue = nil
+	}
+	for _, r := range records {
+		p.bytes -= len(r.Value)
+	}
+	if p.paused && len(p.queue) <= queueWindows*p.window/2 && p.bytes <= queueBytes/2 {
+		p.resume()
 	}
 	return records
+}
+
+// resume is called with the lock held.
+func (p *partition) resume() {
+	p.paused = false
+	p.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
 }
 
 // run hands out until it is stopped, and then closes the lane.
@@ -86,14 +110,23 @@ func (p *partition) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for _, r := range p.pull() {
-			src := window.Source{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key)}
-			msgCtx, done := context.WithCancel(p.ctx)
-			if !p.lane.Send(ctx, msgCtx, received(r), mark{r, done}, src) {
-				return // done is called with the context of the partition
+		for records := p.pull(); len(records) > 0; records = p.pull() {
+			if !p.send(ctx, records) {
+				return
 			}
 		}
 	}
+}
+
+func (p *partition) send(ctx context.Context, records []*kgo.Record) bool {
+	for _, r := range records {
+		src := window.Source{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key)}
+		msgCtx, done := context.WithCancel(p.ctx)
+		if !p.lane.Send(ctx, msgCtx, received(r), mark{r, done}, src) {
+			return false // done is called with the context of the partition
+		}
+	}
+	return true
 }
 
 // close stops handing out; what is in flight may still be acknowledged.
@@ -101,8 +134,8 @@ func (p *partition) close() {
 	p.stop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue = nil
+	p.queue, p.bytes = nil, 0
 	if p.paused { // a pause outlives the assignment
-		p.client.ResumeFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
+		p.resume()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -25,11 +26,18 @@ type PublisherConfig struct {
 // of its own messages by all in-sync replicas, none for another's, and messages with the same key arrive in the order
 // of the calls, and of their turns. While the brokers are away calls wait. It implements [message.Publisher].
 type Publisher struct {
-	client *kgo.Client
-	ctx    context.Context // of all records: a record given up in the middle would break the order of those behind it
-	cancel context.CancelFunc
+	client  *kgo.Client
+	ctx     context.Context // of all records: a record given up in the middle would break the order of those behind it
+	cancel  context.CancelFunc
+	batcher *window.Batcher[*outgoing]
 
 	closing atomic.Bool
+}
+
+// outgoing are the records of one call.
+type outgoing struct {
+	records []*kgo.Record
+	err     error // of the first record that failed
 }
 
 // ErrClosed says that the publisher or subscriber is closed.
@@ -50,53 +58,65 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 	}
 	p := &Publisher{client: client}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.batcher = window.NewBatcher(window.BatcherConfig[*outgoing]{
+		MaxBatch: 2000,
+		Weigh:    weigh,
+		Flush:    func(_ context.Context, batch []*outgoing) error { p.produce(batch); return nil },
+	})
 	return p, nil
 }
 
+// weigh counts records, and large ones for what they take.
+func weigh(o *outgoing) int {
+	n := len(o.records)
+	for _, r := range o.records {
+		n += len(r.Value) >> 12
+	}
+	return n
+}
+
 // Publish returns once all messages are acknowledged. An error marked [event.Permanent] says that the brokers will
-// never take the message. A message whose context ends before its turn has come is given up with the cause of that; one
-// that is on its way is waited for.
+// never take a message. Messages of one call have the turn of the first.
 func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if p.closing.Load() {
 		return ErrClosed
 	}
-	sent := make([]*sending, len(msgs))
-	for i, m := range msgs {
-		s := &sending{result: make(chan error, 1)}
-		sent[i] = s
-		r := record(topic, m)
-		// Should the turn come after the message was given up, the record goes out all the same: what has the later
-		// turns would overtake it otherwise, and its repetition would come out of order.
-		window.TurnFrom(m.Context()).Do(func() {
-			s.started.Store(true)
-			p.client.Produce(p.ctx, r, func(_ *kgo.Record, err error) { s.result <- err })
-		})
+	if len(msgs) == 0 {
+		return nil
 	}
-	var first error
-	for i, s := range sent {
-		if err := s.wait(msgs[i].Context()); err != nil && first == nil {
-			first = p.explain(topic, err)
+	o := &outgoing{records: make([]*kgo.Record, len(msgs))}
+	for i, m := range msgs {
+		o.records[i] = record(topic, m)
+	}
+	err := p.batcher.Do(msgs[0].Context(), o)
+	switch {
+	case errors.Is(err, window.ErrClosed):
+		return ErrClosed
+	case err != nil:
+		return fmt.Errorf("publish to %s: %w", topic, err)
+	case o.err != nil:
+		return p.explain(topic, o.err)
+	}
+	return nil
+}
+
+// produce hands a batch to the client in order and waits until all of it is acknowledged; what waits meanwhile is the
+// next batch. It is one goroutine's work, because the client needs more stack than a new goroutine has, and growing it
+// for each message costs more than the rest.
+func (p *Publisher) produce(batch []*outgoing) {
+	var acks sync.WaitGroup
+	for _, o := range batch {
+		acks.Add(len(o.records))
+		for _, r := range o.records {
+			p.client.Produce(p.ctx, r, func(_ *kgo.Record, err error) { // promises run one at a time
+				if err != nil && o.err == nil {
+					o.err = err
+				}
+				acks.Done()
+			})
 		}
 	}
-	return first
-}
-
-// sending is one record from the call to its acknowledgement.
-type sending struct {
-	started atomic.Bool // its turn has come
-	result  chan error
-}
-
-func (s *sending) wait(ctx context.Context) error {
-	select {
-	case err := <-s.result:
-		return err
-	case <-ctx.Done():
-	}
-	if s.started.Load() {
-		return <-s.result
-	}
-	return fmt.Errorf("wait for the turn of the message: %w", context.Cause(ctx))
+	acks.Wait()
 }
 
 func (p *Publisher) explain(topic string, err error) error {
@@ -118,9 +138,15 @@ func (p *Publisher) Shutdown(ctx context.Context) error {
 	if p.closing.Swap(true) {
 		return nil
 	}
-	err := p.client.Flush(ctx)
-	p.cancel()
-	p.client.Close()
+	closeClient := sync.OnceFunc(func() {
+		p.cancel()
+		p.client.Close()
+	})
+	// What is on its way then fails, and the batcher can end. Ending the context of the records is not enough: the client
+	// keeps those that it may have sent.
+	defer context.AfterFunc(ctx, closeClient)()
+	err := p.batcher.Close(ctx)
+	closeClient()
 	if err != nil {
 		return fmt.Errorf("flush what was published: %w", err)
 	}

@@ -79,10 +79,15 @@ func throughOutage(t *testing.T, outage func(*testing.T, *devstack.Postgres, fun
 	}
 	receive(100)
 	outage(t, pg, func() {
+		wg.Go(func() { // the others may all be done
+			if err := p.Store(context.Background(), newEvent("late", 0)); err != nil {
+				t.Error(err)
+			}
+		})
 		<-failed
 		rest := make(chan struct{})
-		var wg sync.WaitGroup
-		wg.Go(func() { // what is in flight must not be in the way
+		var refusing sync.WaitGroup
+		refusing.Go(func() { // what is in flight must not be in the way
 			for {
 				select {
 				case m := <-out:
@@ -95,12 +100,12 @@ func throughOutage(t *testing.T, outage func(*testing.T, *devstack.Postgres, fun
 		require.Eventually(t, func() bool { return sub.State().Err != nil }, soon, tick)
 		require.False(t, sub.State().Leading)
 		close(rest)
-		wg.Wait()
+		refusing.Wait()
 	})
-	receive(workers * each)
+	receive(workers*each + 1)
 	wg.Wait()
 	require.NoError(t, sub.State().Err)
-	require.Equal(t, workers*each, s.count("event_store"))
+	require.Equal(t, workers*each+1, s.count("event_store"))
 	require.Eventually(t, func() bool { return s.count("outbox") == 0 }, soon, tick)
 	require.Zero(t, s.count("dlq"))
 }

@@ -333,3 +333,23 @@ func TestSubscriberEndsAtAnyMoment(t *testing.T) {
 		seen[pos] = true
 	}
 }
+
+// Plans are made when the outbox is next to empty, and kept when it is full: none may read all of it.
+func TestSubscriberNeverScansTheOutbox(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	const scans = "SELECT %s FROM pg_stat_user_tables WHERE relname = 'outbox'"
+	before := scan[int](s, fmt.Sprintf(scans, "coalesce(seq_scan, 0)"))
+	sub, out := s.start(outbox.SubscriberConfig{})
+	for i := range 20 { // more often than until a plan is kept
+		require.NoError(t, p.Store(t.Context(), newEvent("a", i)))
+		nextAcked(t, out, 1)
+	}
+	s.exec(insertRow, "sensor.reading", "bad", "now", `{"a":"\u0000"}`, `{}`)
+	sub.Wake()
+	require.Eventually(t, func() bool { return s.count("dlq") == 1 }, soon, tick)
+	drain(t, sub, out) // a session reports its statistics when it ends
+	require.Eventually(t, func() bool { return scan[int](s, fmt.Sprintf(scans, "coalesce(idx_scan, 0)")) > 20 }, soon, tick)
+	require.Equal(t, before, scan[int](s, fmt.Sprintf(scans, "coalesce(seq_scan, 0)")))
+}
