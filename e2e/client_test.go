@@ -44,7 +44,7 @@ func request(ctx context.Context, method, url string, body []byte, headers ...st
 	if err != nil {
 		return answer{}, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it is only read
+	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return answer{}, fmt.Errorf("read answer of %s: %w", url, err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -100,7 +101,7 @@ func TestPortTaken(t *testing.T) {
 			t.Parallel()
 			check(t, devArgs(newFolder(t))...)
 		})
-		if strings.Contains("postgres-addr kafka-addr mqtt-addr", flag) {
+		if slices.Contains([]string{"postgres-addr", "kafka-addr", "mqtt-addr"}, flag) {
 			continue
 		}
 		t.Run("run "+flag, func(t *testing.T) {

@@ -66,8 +66,8 @@ func TestRepeatedIDHasNoSecondEffect(t *testing.T) {
 	t.Parallel()
 	p := shared(t)
 	started := time.Now().Add(-time.Minute)
-	id, aggregate, topic := newID(), unique("repeat"), ""
-	topic = "devices/" + aggregate + "/events/sensor.reading"
+	id, aggregate := newID(), unique("repeat")
+	topic := "devices/" + aggregate + "/events/sensor.reading"
 	require.Equal(t, id, p.send(t, reading(id, aggregate, "2026-02-07T10:00:00Z", 1)))
 	device := connect(t, p.mqtt)
 	for i := range 5 {

@@ -78,9 +78,9 @@ func TestNewestDoesNotDependOnTheOrder(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(200) {
 		random := rand.New(rand.NewPCG(seed, 7))
-		events := make([]*event.Envelope, 1+random.IntN(12))
-		for i := range events { // few times, so that many are the same
-			events[i] = at(byte(i+1), time.Duration(random.IntN(4))*time.Second)
+		var events []*event.Envelope
+		for i := range 1 + random.IntN(12) { // few times, so that many are the same
+			events = append(events, at(byte(i+1), time.Duration(random.IntN(4))*time.Second))
 		}
 		want := fold(t, events)
 		for range 20 {

@@ -134,6 +134,7 @@ func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
 			UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'dlq'::regclass
 			ORDER BY 1`)
 		require.NoError(t, err)
+		defer func() { _ = rows.Close() }()
 		var shape []string
 		for rows.Next() {
 			var line string
@@ -141,7 +142,6 @@ func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
 			shape = append(shape, line)
 		}
 		require.NoError(t, rows.Err())
-		require.NoError(t, rows.Close())
 		require.Greater(t, len(shape), 15)
 		shapes = append(shapes, shape)
 	}

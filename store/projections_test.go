@@ -59,7 +59,8 @@ func TestUpdateCreatesThenFoldsWhatIsThere(t *testing.T) {
 	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{other, k}, func(r rows) error {
 		require.Len(t, r, 1, "the other row was not added, so it does not exist")
 		row := r[k]
-		require.Equal(t, k, event.ProjectionKey{Type: row.Type, AggregateID: row.AggregateID})
+		require.Equal(t, k.Type, row.Type)
+		require.Equal(t, k.AggregateID, row.AggregateID)
 		require.JSONEq(t, `{"value":1}`, string(row.State))
 		require.Equal(t, int64(5), row.Position)
 		require.Equal(t, id(5), row.LastEventID)

@@ -78,7 +78,7 @@ func TestEventsSelectsByEveryFilterAndTheirCombinations(t *testing.T) {
 		}
 		got, err := r.Events(t.Context(), f)
 		require.NoError(t, err)
-		require.Equal(t, len(want), len(got), "%+v", f)
+		require.Len(t, got, len(want), "%+v", f)
 		for i := range got {
 			require.Equal(t, want[i], got[i], "%+v", f)
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -247,105 +246,6 @@ func TestSubscriberGoroutines(t *testing.T) { //nolint:paralleltest // counts th
 	}
 }
 
-// Members come and go while messages flow, and one dies: each message is handled, and each member sees the messages of
-// a key in order.
-func TestSubscriberRebalances(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 6, "t")
-	p := b.publisher()
-	const keys, each = 20, 250
-	c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
-	cfg := b.config("g")
-	cfg.Window = 20
-	cfg.SessionTimeout = time.Second
-
-	first, out1 := b.subscribe(cfg, "t")
-	c.consume(t, out1)
-	require.Eventually(t, func() bool { return first.Assigned() == 6 }, soon, tick)
-	var publishing sync.WaitGroup
-	for k := range keys {
-		publishing.Go(func() {
-			for i := range each {
-				if err := p.Publish("t", keyed(fmt.Sprint("k", k), i)); err != nil {
-					t.Error(err)
-				}
-				if i%10 == 0 { // so that there are messages all the time that members come and go
-					time.Sleep(5 * time.Millisecond)
-				}
-			}
-		})
-	}
-	second, out2 := b.subscribe(cfg, "t")
-	c.consume(t, out2)
-	require.Eventually(t, func() bool { return first.Assigned() == 3 && second.Assigned() == 3 }, soon, tick)
-	third, out3 := b.subscribe(cfg, "t")
-	c.consume(t, out3)
-	require.Eventually(t, func() bool { return first.Assigned() == 2 && second.Assigned() == 2 && third.Assigned() == 2 }, soon, tick)
-	require.NoError(t, first.Close())
-	require.Eventually(t, func() bool { return second.Assigned() == 3 && third.Assigned() == 3 }, soon, tick)
-	require.NoError(t, second.Close())
-	require.Eventually(t, func() bool { return third.Assigned() == 6 }, soon, tick)
-	publishing.Wait()
-	require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
-	require.Zero(t, c.repeated(), "rebalances settle what is in flight first")
-}
-
-// collector handles the messages of several members.
-type collector struct {
-	mu    sync.Mutex
-	seen  map[string]map[int]bool
-	left  int
-	twice int
-}
-
-func (c *collector) missing() int  { c.mu.Lock(); defer c.mu.Unlock(); return c.left }
-func (c *collector) repeated() int { c.mu.Lock(); defer c.mu.Unlock(); return c.twice }
-
-// consume handles what one member hands out: each message in a goroutine of its own, as a router does, in its turn.
-func (c *collector) consume(t *testing.T, out <-chan *message.Message) {
-	type item struct {
-		key string
-		n   int
-	}
-	last := map[string]int{} // of this member
-	batcher := window.NewBatcher(window.BatcherConfig[item]{MaxBatch: 50, Flush: func(_ context.Context, items []item) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, it := range items {
-			if before, ok := last[it.key]; ok && it.n <= before && !c.seen[it.key][it.n] {
-				t.Errorf("%s: %d came after %d", it.key, it.n, before)
-			}
-			last[it.key] = it.n
-			if c.seen[it.key] == nil {
-				c.seen[it.key] = map[int]bool{}
-			}
-			if c.seen[it.key][it.n] {
-				c.twice++
-				continue
-			}
-			c.seen[it.key][it.n] = true
-			c.left--
-		}
-		return nil
-	}})
-	go func() {
-		var wg sync.WaitGroup
-		for m := range out {
-			wg.Go(func() {
-				if err := batcher.Do(m.Context(), item{m.Metadata.Get(event.MetaAggregateID), number(t, m)}); err != nil {
-					m.Nack()
-					return
-				}
-				m.Ack()
-			})
-		}
-		wg.Wait()
-		if err := batcher.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-}
-
 func TestSubscriberJoinsWithoutPartitions(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, 1, "t")
@@ -354,69 +254,6 @@ func TestSubscriberJoinsWithoutPartitions(t *testing.T) {
 	second, _ := b.subscribe(b.config("g"), "t")
 	require.Eventually(t, second.Joined, soon, tick)
 	require.Equal(t, 1, first.Assigned()+second.Assigned())
-}
-
-func TestSubscriberWaitsForBroker(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 2, "t")
-	b.stop()
-	sub, out := b.subscribe(b.config("g"), "t")
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	require.Error(t, sub.Ping(ctx))
-	require.False(t, sub.Joined())
-	b.start()
-	publish(t, b.publisher(), "t", "k", 0, 10)
-	for i := range 10 {
-		m := next(t, out)
-		require.Equal(t, i, number(t, m))
-		m.Ack()
-	}
-}
-
-func TestSubscriberSurvivesRestarts(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 4, "t")
-	p := b.publisher()
-	const keys, each = 8, 300
-	c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
-	_, out := b.subscribe(b.config("g"), "t")
-	c.consume(t, out)
-	var publishing sync.WaitGroup
-	for k := range keys {
-		publishing.Go(func() {
-			for i := range each {
-				if err := p.Publish("t", keyed(fmt.Sprint("k", k), i)); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	for _, left := range []int{keys * each * 3 / 4, keys * each / 2} {
-		require.Eventually(t, func() bool { return c.missing() <= left }, soon, tick)
-		b.stop()
-		b.start()
-	}
-	publishing.Wait()
-	require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
-}
-
-// The broker is away: closing ends all the same, in time.
-func TestSubscriberClosesWithoutBroker(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 1, "t")
-	p := b.publisher()
-	sub, out := b.subscribe(b.config("g"), "t")
-	publish(t, p, "t", "k", 0, 1)
-	m := next(t, out)
-	b.stop()
-	m.Ack()
-	began := time.Now()
-	require.NoError(t, sub.Close())
-	require.Less(t, time.Since(began), 10*time.Second)
-	b.start()
-	_, out = b.subscribe(b.config("g"), "t")
-	require.Equal(t, m.UUID, func() string { m := next(t, out); m.Ack(); return m.UUID }())
 }
 
 func TestSubscriberKeepsPlaceAsStaticMember(t *testing.T) {

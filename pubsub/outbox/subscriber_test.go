@@ -116,7 +116,7 @@ func TestSubscriberPositionsGrowUnderConcurrency(t *testing.T) {
 		of[r.AggregateID]++
 	}
 	require.Equal(t, publishers*calls, s.count("event_store"))
-	require.Equal(t, publishers*calls, len(all))
+	require.Len(t, all, publishers*calls)
 }
 
 func TestSubscriberWindowIsBound(t *testing.T) {
