@@ -50,7 +50,7 @@ func routerCheck(r *routers.Router, oldest func() time.Time, deadline time.Durat
 
 // relayCheck reads the relay's own round trips: it makes one a second, so that it needs no ping beside.
 func relayCheck(sub *outbox.Subscriber, now func() time.Time) health.Check {
-	const silent = 4 * time.Second
+	const silent = 3 * time.Second
 	return health.Check{Name: "postgres", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 		s := sub.State()
 		d := health.Details{"leading": s.Leading}

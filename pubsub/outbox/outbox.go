@@ -38,11 +38,17 @@ type schema struct {
 
 var errWriteOnly = errors.New("the outbox is read by its own subscriber")
 
+// gateKey is the advisory lock that every insert shares from before it draws its first ID until its commit. Whoever has
+// it alone knows that all IDs drawn so far are committed or will never be; see [sequencer.raiseFloor].
+const gateKey = 0x6f7574626f78 // "outbox"
+
 const insertRows = `
-WITH stored AS (
+WITH gate AS MATERIALIZED (
+	SELECT pg_advisory_xact_lock_shared($9)
+), stored AS (
 	INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
 	SELECT id::uuid, type, aggregate, time::timestamptz, ingested::timestamptz, payload::json, metadata::json
-	FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+	FROM gate, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
 		AS row (id, type, aggregate, time, ingested, payload, metadata)
 )
 SELECT pg_notify('` + channel + `', $8)`
@@ -66,7 +72,7 @@ func (s schema) InsertQuery(_ string, msgs message.Messages) (wsql.Query, error)
 	for _, c := range columns {
 		args = append(args, c)
 	}
-	return wsql.Query{Query: insertRows, Args: append(args, s.notify)}, nil
+	return wsql.Query{Query: insertRows, Args: append(args, s.notify, int64(gateKey))}, nil
 }
 
 func (schema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query { return wsql.Query{} }

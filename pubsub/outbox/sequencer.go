@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -32,6 +34,11 @@ type sequencer struct {
 	limit    int // of the next batch; below max while a row that can't be stored is being singled out
 	position int64
 	log      *slog.Logger
+
+	floor      int64     // IDs up to here have been taken, but for stray ones; see raiseFloor
+	sinceFloor int       // rows taken since the floor was raised
+	sweep      time.Duration
+	swept      time.Time // when rows below the floor were last looked for
 }
 
 // session is how the server treats our connections.
@@ -70,7 +77,7 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.cfg.MaxBatch, log: s.cfg.Log}
+	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.cfg.MaxBatch, sweep: s.cfg.Sweep, log: s.cfg.Log}
 	for {
 		leading, err := q.tryLead(ctx)
 		if err != nil {
@@ -160,7 +167,11 @@ FROM numbered n LEFT JOIN stored s USING (position) ORDER BY n.position`
 
 // next sequences one batch and returns its new events; more says that the outbox is likely not empty.
 func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
-	p, err = q.move(ctx, q.limit, math.MinInt64, math.MaxInt64)
+	low := q.floor + 1
+	if time.Since(q.swept) > q.sweep || q.limit < q.max { // what is being singled out may be below the floor
+		low, q.swept = math.MinInt64, time.Now()
+	}
+	p, err = q.move(ctx, q.limit, low, math.MaxInt64)
 	switch {
 	case err == nil:
 	case !refused(err):
@@ -176,7 +187,50 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 	}
 	more = p.taken == q.limit || p.bytes >= maxBatchBytes/2
 	q.limit = min(q.max, 2*q.limit)
+	if q.sinceFloor += p.taken; q.sinceFloor >= floorEvery {
+		if err := q.raiseFloor(ctx); err != nil {
+			return p, more, err
+		}
+	}
 	return p, more, q.report(ctx, p.unreadable)
+}
+
+const floorEvery = 10_000 // rows
+
+// raiseFloor moves the place where the next batch is looked for past what has been taken. Rows that are deleted stay in
+// the index until vacuum can remove them, which an old transaction of any other session prevents; without a floor each
+// batch would walk over all of them. An insert that commits late must not be missed, so the floor is read while no
+// insert is under way: all share the gate. Who inserts without the gate is found by the next sweep.
+func (q *sequencer) raiseFloor(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, q.timeout)
+	defer cancel()
+	q.sinceFloor = 0
+	tx, err := q.conn.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("raise the floor of the outbox: %w", err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // after a commit it does nothing
+	// An insert that hangs holds the gate; others would queue behind us. The next time will do.
+	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
+		return fmt.Errorf("raise the floor of the outbox: %w", err)
+	}
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(gateKey)); err != nil {
+		if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "55P03" { // lock_not_available
+			return nil
+		}
+		return fmt.Errorf("close the gate of the outbox: %w", err)
+	}
+	var floor int64
+	err = tx.QueryRow(ctx, `SELECT coalesce((SELECT min(id) FROM outbox WHERE id > $1) - 1,
+		(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_id_seq))`, q.floor).Scan(&floor)
+	if err != nil {
+		return fmt.Errorf("read the floor of the outbox: %w", err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("open the gate of the outbox: %w", err)
+	}
+	q.floor = max(q.floor, floor)
+	return nil
 }
 
 // move sequences up to limit rows with the IDs from low to high.

@@ -23,6 +23,9 @@ type SubscriberConfig struct {
 	MaxBatch int
 	// Poll is how often the outbox is looked at when nothing wakes the relay; 1 s if zero.
 	Poll time.Duration
+	// Sweep is how often the whole outbox is looked at, for rows that were not inserted by a [Publisher] and committed
+	// out of order; 1 min if zero.
+	Sweep time.Duration
 	// Timeout bounds one statement; 10 s if zero.
 	Timeout time.Duration
 	// CloseTimeout is how long the end of a subscription waits for what is in flight; 10 s if zero. What is left then is

@@ -1,0 +1,64 @@
+package outbox_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/outbox"
+)
+
+// pour sends enough events through the outbox for the relay to move its floor.
+func pour(t *testing.T, p *outbox.Publisher, out <-chan *message.Message) {
+	t.Helper()
+	const batches, size = 21, 500
+	for b := range batches {
+		events := make([]event.Envelope, size)
+		for i := range events {
+			events[i] = newEvent(fmt.Sprint("many-", i%50), b*size+i)
+		}
+		require.NoError(t, p.Ingest(t.Context(), events))
+		nextAcked(t, out, size)
+	}
+}
+
+const insertStray = `INSERT INTO outbox (id, event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
+	OVERRIDING SYSTEM VALUE VALUES ($1, gen_random_uuid(), 'system.note', 'stray', now(), now(), '{}', '{}')`
+
+// A row that somebody inserts by hand, under an ID that the relay has passed, waits for the next sweep and no longer.
+func TestRowsBelowTheFloorAreSwept(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	_, out := s.subscribe(outbox.SubscriberConfig{Sweep: 300 * time.Millisecond, Poll: 50 * time.Millisecond})
+	pour(t, p, out)
+	s.exec(insertStray, 1)
+	require.Equal(t, "stray", nextAcked(t, out, 1)[0].AggregateID)
+}
+
+// An insert that has drawn its ID and commits late keeps the floor down, and is taken as soon as it is there.
+func TestLateCommitsAreNotBelowTheFloor(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	_, out := s.subscribe(outbox.SubscriberConfig{Sweep: time.Hour, Poll: 50 * time.Millisecond})
+	require.NoError(t, p.Store(t.Context(), newEvent("first", 0))) // the sweep at the start is over
+	nextAcked(t, out, 1)
+
+	tx, err := s.pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared(x'6f7574626f78'::bigint)`)
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
+		VALUES (gen_random_uuid(), 'system.note', 'late', now(), now(), '{}', '{}')`)
+	require.NoError(t, err)
+	pour(t, p, out)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Equal(t, "late", nextAcked(t, out, 1)[0].AggregateID)
+	pour(t, p, out) // and the floor moves again
+	require.Zero(t, s.count("outbox"))
+}
