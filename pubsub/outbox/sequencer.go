@@ -35,8 +35,8 @@ type sequencer struct {
 	position int64
 	log      *slog.Logger
 
-	floor      int64     // IDs up to here have been taken, but for stray ones; see raiseFloor
-	sinceFloor int       // rows taken since the floor was raised
+	floor      int64 // IDs up to here have been taken, but for stray ones; see raiseFloor
+	sinceFloor int   // rows taken since the floor was raised
 	sweep      time.Duration
 	swept      time.Time // when rows below the floor were last looked for
 }

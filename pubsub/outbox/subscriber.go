@@ -300,6 +300,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 	timer := time.NewTimer(s.cfg.Poll)
 	defer timer.Stop()
 	for {
+		began := time.Now()
 		p, more, err := seq.next(ctx)
 		if err != nil {
 			return err
@@ -311,6 +312,9 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		if more {
 			continue
 		}
+		if p.taken >= window.PaceFrom && !sleep(ctx, pace-time.Since(began)) {
+			return nil
+		}
 		timer.Reset(s.cfg.Poll)
 		select {
 		case <-s.wake:
@@ -320,6 +324,10 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		}
 	}
 }
+
+// pace is the least time from one batch to the next while events come in numbers: larger batches cost less. An event
+// that comes alone never waits for it.
+const pace = 10 * time.Millisecond
 
 // listen turns notifications into wake-ups. Without it the relay still polls, so its failures only cost latency.
 func (s *Subscriber) listen(ctx context.Context) {

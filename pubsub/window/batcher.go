@@ -40,9 +40,16 @@ type BatcherConfig[T any] struct {
 	MaxQueue int
 	// OnFlush, if set, is told the outcome of each attempt, for health and logs.
 	OnFlush func(items int, err error)
+	// Pace is the least time from one batch to the next while items are coming in numbers, that is after a batch of
+	// PaceFrom items or more: larger batches then cost less. A batch that follows a smaller one never waits. Zero means
+	// none ever does.
+	Pace time.Duration
 	// MinBackoff and MaxBackoff bound the time between attempts; 50 ms and 2 s if zero.
 	MinBackoff, MaxBackoff time.Duration
 }
+
+// PaceFrom is the size of a batch that says that items are coming in numbers.
+const PaceFrom = 8
 
 // Batcher does the work of many callers at once: while one batch is being done the next one gathers, and nobody ever
 // waits for a timer. Callers whose context carries a [Turn] are taken in the order of their turns.
@@ -163,9 +170,34 @@ func (b *Batcher[T]) run() {
 		if batch == nil {
 			return
 		}
+		began, size := time.Now(), len(batch)
 		if batch = b.prepare(batch); len(batch) > 0 {
 			b.flush(batch)
 		}
+		if size >= PaceFrom {
+			b.gather(b.cfg.Pace - time.Since(began))
+		}
+	}
+}
+
+// gather lets the next batch grow, unless it is full or the batcher is closing.
+func (b *Batcher[T]) gather(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	b.mu.Lock()
+	waiting := 0
+	for _, t := range b.queue {
+		waiting += t.weight
+	}
+	enough := b.closed || waiting >= b.cfg.MaxBatch
+	b.mu.Unlock()
+	if enough {
+		return
+	}
+	select {
+	case <-time.After(d):
+	case <-b.ctx.Done():
 	}
 }
 
