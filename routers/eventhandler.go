@@ -87,7 +87,7 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 }
 
 // pace bounds how often projections are written under load: a transaction costs about as much as thirty events.
-const pace = 10 * time.Millisecond
+const pace = 20 * time.Millisecond
 
 // application is one event and the projections it is to be applied to.
 type application struct {

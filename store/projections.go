@@ -32,12 +32,13 @@ func (p *Projections) Update(ctx context.Context, keys []event.ProjectionKey, fo
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.AggregateID, b.AggregateID))
 	})
 	keys = slices.Compact(keys)
-	tx, err := p.pool.Begin(ctx)
+	conn, err := p.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return fmt.Errorf("connect: %w", err)
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit it does nothing
-	rows, err := lockRows(ctx, tx, keys)
+	// A connection that is still in a transaction is closed by the pool, which undoes the transaction.
+	defer conn.Release()
+	rows, err := lockRows(ctx, conn, keys)
 	if err != nil {
 		return err
 	}
@@ -46,27 +47,39 @@ func (p *Projections) Update(ctx context.Context, keys []event.ProjectionKey, fo
 		before[k] = r.Position
 	}
 	if err := fold(rows); err != nil {
-		return err
+		return rollback(ctx, conn, err)
 	}
-	if err := writeRows(ctx, tx, keys, rows, before); err != nil {
-		return err
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return fmt.Errorf("commit projections: %w", classify(err))
+	if err := writeRows(ctx, conn, keys, rows, before); err != nil {
+		return rollback(ctx, conn, err)
 	}
 	return nil
 }
 
-func lockRows(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey) (map[event.ProjectionKey]*event.Projection, error) {
+// rollback keeps the connection for others, if that is possible, and returns err.
+func rollback(ctx context.Context, conn *pgxpool.Conn, err error) error {
+	_, _ = conn.Exec(ctx, "ROLLBACK") // else the pool closes the connection
+	return err
+}
+
+// lockRows begins the transaction and reads the rows, in one round trip.
+func lockRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKey) (map[event.ProjectionKey]*event.Projection, error) {
 	types, ids := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		types[i], ids[i] = k.Type, k.AggregateID
 	}
-	rows, err := tx.Query(ctx, `
+	batch := &pgx.Batch{}
+	batch.Queue("BEGIN")
+	batch.Queue(`
 		SELECT p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp, p.position
 		FROM unnest($1::text[], $2::text[]) AS k (type, id)
 		JOIN projections p ON p.projection_type = k.type AND p.aggregate_id = k.id
 		ORDER BY 1, 2 FOR UPDATE OF p`, types, ids)
+	results := conn.SendBatch(ctx, batch)
+	defer func() { _ = results.Close() }() // its errors have been seen
+	if _, err := results.Exec(); err != nil {
+		return nil, fmt.Errorf("begin: %w", err)
+	}
+	rows, err := results.Query()
 	if err != nil {
 		return nil, fmt.Errorf("read projections: %w", err)
 	}
@@ -110,7 +123,8 @@ func (c *columns) args() []any {
 const unnestRows = `unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::bigint[])
 	AS n (type, id, state, event, time, position)`
 
-func writeRows(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey, rows map[event.ProjectionKey]*event.Projection, before map[event.ProjectionKey]int64) error {
+// writeRows writes what has changed and commits, in one round trip if no row is new.
+func writeRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKey, rows map[event.ProjectionKey]*event.Projection, before map[event.ProjectionKey]int64) error {
 	var created, changed columns
 	for _, k := range keys {
 		r := rows[k]
@@ -123,29 +137,34 @@ func writeRows(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey, rows 
 			created.add(k, r)
 		}
 	}
+	if err := insertRows(ctx, conn, &created); err != nil {
+		return err
+	}
 	batch := &pgx.Batch{}
-	if len(changed.ids) > 0 {
+	if len(changed.ids) > 0 { // they are locked: each is there
 		batch.Queue(`UPDATE projections p SET state = n.state::jsonb, last_event_id = n.event,
 				last_event_timestamp = n.time, position = n.position, updated_at = now()
 			FROM `+unnestRows+` WHERE p.projection_type = n.type AND p.aggregate_id = n.id`, changed.args()...)
 	}
-	if len(created.ids) > 0 {
-		batch.Queue(`INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position)
-			SELECT type, id, state::jsonb, event, time, position FROM `+unnestRows+` ON CONFLICT DO NOTHING`, created.args()...)
+	batch.Queue("COMMIT")
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("write projections: %w", classify(err))
 	}
-	results := tx.SendBatch(ctx, batch)
-	defer func() { _ = results.Close() }()
-	for _, want := range []int{len(changed.ids), len(created.ids)} {
-		if want == 0 {
-			continue
-		}
-		tag, err := results.Exec()
-		if err != nil {
-			return fmt.Errorf("write projections: %w", classify(err))
-		}
-		if tag.RowsAffected() != int64(want) {
-			return errConflict
-		}
+	return nil
+}
+
+// insertRows adds rows. One that is there by now has been added by another instance, whose effect must not be lost.
+func insertRows(ctx context.Context, conn *pgxpool.Conn, created *columns) error {
+	if len(created.ids) == 0 {
+		return nil
+	}
+	tag, err := conn.Exec(ctx, `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position)
+		SELECT type, id, state::jsonb, event, time, position FROM `+unnestRows+` ON CONFLICT DO NOTHING`, created.args()...)
+	if err != nil {
+		return fmt.Errorf("add projections: %w", classify(err))
+	}
+	if tag.RowsAffected() != int64(len(created.ids)) {
+		return errConflict
 	}
 	return nil
 }

@@ -192,7 +192,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 		flushes := &flushLog{what: "outbox", log: p.log}
 		db := stdlib.OpenDBFromPool(pool)
 		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
-			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events,
+			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
 		})
 		if err != nil {
 			return errors.Join(err, db.Close())
@@ -222,6 +222,9 @@ func (w *waker) events() {
 		w.relay.Wake()
 	}
 }
+
+// leads tells whether the relay in this process is the active one.
+func (w *waker) leads() bool { return w.relay != nil && w.relay.State().Leading }
 
 func (w *waker) letters() {
 	if w.letter != nil {

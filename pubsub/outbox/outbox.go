@@ -33,7 +33,7 @@ const (
 // schema maps messages to rows of the outbox for Watermill's SQL publisher. Rows are read by the relay, in its own
 // way, so the reading half of the adapter answers with an error.
 type schema struct {
-	notify string // what a notification carries
+	notify func() string // what a notification carries; none is sent if empty
 }
 
 var errWriteOnly = errors.New("the outbox is read by its own subscriber")
@@ -51,7 +51,7 @@ WITH gate AS MATERIALIZED (
 	FROM gate, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
 		AS row (id, type, aggregate, time, ingested, payload, metadata)
 )
-SELECT pg_notify('` + channel + `', $8)`
+SELECT pg_notify('` + channel + `', $8) WHERE $8 <> ''`
 
 // InsertQuery writes all messages with one statement and one notification.
 func (s schema) InsertQuery(_ string, msgs message.Messages) (wsql.Query, error) {
@@ -72,7 +72,7 @@ func (s schema) InsertQuery(_ string, msgs message.Messages) (wsql.Query, error)
 	for _, c := range columns {
 		args = append(args, c)
 	}
-	return wsql.Query{Query: insertRows, Args: append(args, s.notify, int64(gateKey))}, nil
+	return wsql.Query{Query: insertRows, Args: append(args, s.notify(), int64(gateKey))}, nil
 }
 
 func (schema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query { return wsql.Query{} }

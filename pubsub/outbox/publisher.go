@@ -29,6 +29,8 @@ type PublisherConfig struct {
 	OnFlush func(events int, err error)
 	// OnCommit, if set, is called after each transaction; a relay in the same process is woken by it.
 	OnCommit func()
+	// Quiet, if set, tells that the active relay is woken by OnCommit; the database then need not notify anyone.
+	Quiet func() bool
 	// Logger is Watermill's; nil logs nothing.
 	Logger watermill.LoggerAdapter
 }
@@ -58,7 +60,7 @@ func NewPublisher(db *sql.DB, cfg PublisherConfig) (*Publisher, error) {
 	ctx, giveUp := context.WithCancel(context.Background())
 	p := &Publisher{id: uuid.NewString(), giveUp: giveUp}
 	executor := timedExecutor{DB: db, ctx: ctx, timeout: cfg.Timeout}
-	rows, err := wsql.NewPublisher(executor, wsql.PublisherConfig{SchemaAdapter: schema{notify: p.id}}, nopIfNil(cfg.Logger))
+	rows, err := wsql.NewPublisher(executor, wsql.PublisherConfig{SchemaAdapter: schema{notify: p.notification(cfg.Quiet)}}, nopIfNil(cfg.Logger))
 	if err != nil {
 		giveUp()
 		return nil, fmt.Errorf("create SQL publisher: %w", err)
@@ -81,6 +83,16 @@ func NewPublisher(db *sql.DB, cfg PublisherConfig) (*Publisher, error) {
 		},
 	})
 	return p, nil
+}
+
+// notification is what each transaction notifies with.
+func (p *Publisher) notification(quiet func() bool) func() string {
+	return func() string {
+		if quiet != nil && quiet() {
+			return ""
+		}
+		return p.id
+	}
 }
 
 // ID identifies the publisher in notifications.

@@ -327,7 +327,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 
 // pace is the least time from one batch to the next while events come in numbers: larger batches cost less. An event
 // that comes alone never waits for it.
-const pace = 10 * time.Millisecond
+const pace = 20 * time.Millisecond
 
 // listen turns notifications into wake-ups. Without it the relay still polls, so its failures only cost latency.
 func (s *Subscriber) listen(ctx context.Context) {
