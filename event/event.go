@@ -117,7 +117,7 @@ func Unmarshal(data []byte) (Envelope, error) {
 	if e.IngestedAt, err = normalTime("ingested_at", e.IngestedAt); err != nil {
 		return Envelope{}, err
 	}
-	if e.Payload, err = checkPayload(e.Payload); err != nil {
+	if e.Payload, err = checkPayload(e.Payload, false); err != nil {
 		return Envelope{}, err
 	}
 	return e, nil

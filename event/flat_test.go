@@ -66,7 +66,7 @@ func FuzzFlatSchema(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		payload, err := checkPayload(data)
+		payload, err := checkPayload(data, true)
 		if err != nil {
 			return
 		}

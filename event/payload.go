@@ -14,11 +14,12 @@ import (
 // checkPayload reads a payload once and refuses what is no JSON object, and what PostgreSQL's jsonb can't hold: NUL
 // and lone surrogates in strings (RFC 8259 §8.2), numbers beyond its range, nesting beyond its stack. It returns the
 // payload without white space.
-func checkPayload(payload []byte) (jsontext.Value, error) {
+// The limits on length are for the door alone: what is stored comes back with its numbers written out.
+func checkPayload(payload []byte, door bool) (jsontext.Value, error) {
 	if len(bytes.TrimSpace(payload)) == 0 {
 		return nil, invalid("payload", "is required")
 	}
-	if len(payload) > MaxBody {
+	if door && len(payload) > MaxBody {
 		return nil, tooLarge("payload", "must be at most %d bytes, is %d", MaxPayload, len(payload))
 	}
 	s := newScanner(payload)
@@ -42,18 +43,18 @@ func checkPayload(payload []byte) (jsontext.Value, error) {
 			return nil, malformed("payload", "must be one JSON object, more follows it")
 		}
 		first, done = false, dec.StackDepth() == 0
-		if err := checkToken(tok, dec, nul); err != nil {
+		if err := checkToken(tok, dec, nul, door); err != nil {
 			return nil, err
 		}
 	}
-	if len(payload) <= MaxPayload && !bytes.ContainsAny(payload, " \t\r\n") {
+	if (!door || len(payload) <= MaxPayload) && !bytes.ContainsAny(payload, " \t\r\n") {
 		return payload, nil
 	}
 	v := jsontext.Value(bytes.Clone(payload))
 	if err := v.Compact(); err != nil {
 		return nil, within("payload", jsonError(err))
 	}
-	if len(v) > MaxPayload {
+	if door && len(v) > MaxPayload {
 		return nil, tooLarge("payload", "must be at most %d bytes, is %d", MaxPayload, len(v))
 	}
 	return v, nil
@@ -81,7 +82,7 @@ func (s *scanner) free() {
 	scanners.Put(s)
 }
 
-func checkToken(tok jsontext.Token, dec *jsontext.Decoder, nul bool) error {
+func checkToken(tok jsontext.Token, dec *jsontext.Decoder, nul, door bool) error {
 	switch tok.Kind() {
 	case '{', '[':
 		if dec.StackDepth() > MaxDepth {
@@ -93,7 +94,7 @@ func checkToken(tok jsontext.Token, dec *jsontext.Decoder, nul bool) error {
 		}
 	case '0':
 		lit := tok.String()
-		if len(lit) > MaxNumber {
+		if door && len(lit) > MaxNumber {
 			return invalid(pathOf(dec), "must be a number of at most %d characters, has %d", MaxNumber, len(lit))
 		}
 		// A number too small for a double is read as zero, which PostgreSQL refuses to do.

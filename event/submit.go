@@ -158,7 +158,7 @@ func build(eventType, aggregateID string, payload []byte, p Properties, o Origin
 	if ValidTraceparent(p.Traceparent) { // W3C: what can't be read is dropped, not refused
 		e.Metadata.Traceparent = p.Traceparent
 	}
-	if e.Payload, err = checkPayload(payload); err != nil {
+	if e.Payload, err = checkPayload(payload, true); err != nil {
 		return Envelope{}, err
 	}
 	if err := checkSchema(eventType, e.Payload); err != nil {
