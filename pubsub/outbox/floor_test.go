@@ -1,11 +1,13 @@
 package outbox_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
@@ -61,4 +63,29 @@ func TestLateCommitsAreNotBelowTheFloor(t *testing.T) {
 	require.Equal(t, "late", nextAcked(t, out, 1)[0].AggregateID)
 	pour(t, p, out) // and the floor moves again
 	require.Zero(t, s.count("outbox"))
+}
+
+// An old transaction of another session keeps deleted rows in the index. The relay must not walk over all of them again
+// with each batch.
+func TestDeadRowsAreWalkedOverOnce(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	old, err := s.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	require.NoError(t, err)
+	defer func() { _ = old.Rollback(context.Background()) }()
+	_, err = old.Exec(t.Context(), `SELECT count(*) FROM outbox`)
+	require.NoError(t, err)
+
+	p := s.publisher(outbox.PublisherConfig{})
+	_, out := s.subscribe(outbox.SubscriberConfig{})
+	for range 3 {
+		pour(t, p, out)
+	}
+	var read, deleted int
+	require.Eventually(t, func() bool { // the server counts with a delay
+		err := s.pool.QueryRow(t.Context(), `SELECT i.idx_tup_read, t.n_tup_del FROM pg_stat_user_indexes i
+			JOIN pg_stat_user_tables t USING (relid) WHERE i.indexrelname = 'outbox_pkey'`).Scan(&read, &deleted)
+		return err == nil && deleted == 3*21*500
+	}, soon, 50*time.Millisecond)
+	require.Less(t, read, 12*deleted, "index entries read for %d rows", deleted)
 }

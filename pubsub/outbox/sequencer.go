@@ -195,7 +195,7 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 	return p, more, q.report(ctx, p.unreadable)
 }
 
-const floorEvery = 10_000 // rows
+const floorEvery = 3_000 // rows
 
 // raiseFloor moves the place where the next batch is looked for past what has been taken. Rows that are deleted stay in
 // the index until vacuum can remove them, which an old transaction of any other session prevents; without a floor each

@@ -76,6 +76,9 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	if cfg.MaxBatch == 0 {
 		cfg.MaxBatch = 1000
 	}
+	if cfg.Sweep == 0 {
+		cfg.Sweep = time.Minute
+	}
 	if cfg.Poll == 0 {
 		cfg.Poll = time.Second
 	}
