@@ -126,7 +126,7 @@ func TestBinary(t *testing.T) {
 		{name: "no arguments", code: exitUsage, stderr: "Usage: platform <command>"},
 		{name: "unknown flag", args: []string{"run", "--no-such"}, code: exitUsage, stderr: "platform: unknown flag --no-such"},
 		{
-			name: "malformed variable", env: "TOPIC_PARTITIONS=abc", args: []string{"run"}, code: exitUsage,
+			name: "malformed variable", env: "TOPIC_PARTITIONS=abc", args: []string{"run"}, code: exitError,
 			stderr: "platform: TOPIC_PARTITIONS (--topic-partitions): \"abc\" is not a number; takes a number of partitions, at least 1\n",
 		},
 		{

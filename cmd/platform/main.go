@@ -3,10 +3,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -47,6 +50,9 @@ func (p *program) main(ctx context.Context, args []string) int {
 	command, err := p.parse(args)
 	if err != nil {
 		p.complain(err)
+		if p.fromEnvironment(err, args) {
+			return exitError
+		}
 		return exitUsage
 	}
 	if command == nil { // help was asked for, and printed
@@ -57,6 +63,19 @@ func (p *program) main(ctx context.Context, args []string) int {
 		return exitError
 	}
 	return exitOK
+}
+
+// fromEnvironment tells a variable that can't be used, which is an error of the start like any other, from a command
+// line that can't.
+func (p *program) fromEnvironment(err error, args []string) bool {
+	var bad *config.Error
+	if !errors.As(err, &bad) || bad.Env == "" {
+		return false
+	}
+	if _, set := p.env(bad.Env); !set {
+		return false
+	}
+	return !slices.ContainsFunc(args, func(arg string) bool { return arg == bad.Flag || strings.HasPrefix(arg, bad.Flag+"=") })
 }
 
 func (p *program) complain(err error) {

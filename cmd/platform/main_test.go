@@ -47,7 +47,7 @@ func TestUsage(t *testing.T) {
 		{name: "further argument", args: []string{"run", "walk"}, code: exitUsage, stderr: "platform: unexpected argument walk"},
 		{name: "missing argument", args: []string{"migrate"}, code: exitUsage, stderr: `platform: expected "<action>"`},
 		{
-			name: "bad variable", args: []string{"run"}, env: map[string]string{"WINDOW": "x"}, code: exitUsage,
+			name: "bad variable", args: []string{"run"}, env: map[string]string{"WINDOW": "x"}, code: exitError,
 			stderr: `platform: WINDOW (--window): "x" is not a number; takes`,
 		},
 	} {
