@@ -28,6 +28,7 @@ func checkPayload(payload []byte, door bool) (jsontext.Value, error) {
 	// All ways to write NUL have these five characters in them: JSON takes no raw one.
 	nul := bytes.Contains(payload, []byte("u0000"))
 	first, done := true, false
+	growth := 0
 	for {
 		tok, err := dec.ReadToken()
 		if errors.Is(err, io.EOF) {
@@ -45,6 +46,12 @@ func checkPayload(payload []byte, door bool) (jsontext.Value, error) {
 		first, done = false, dec.StackDepth() == 0
 		if err := checkToken(tok, dec, nul, door); err != nil {
 			return nil, err
+		}
+		if !door {
+			continue
+		}
+		if growth += growthOf(tok); growth > MaxPayload {
+			return nil, tooLarge("payload", "must be at most %d bytes with its numbers written out without exponents", MaxPayload)
 		}
 	}
 	if (!door || len(payload) <= MaxPayload) && !bytes.ContainsAny(payload, " \t\r\n") {
@@ -131,4 +138,22 @@ func within(parent string, e *Error) *Error {
 		e.Field = parent + "." + e.Field
 	}
 	return e
+}
+
+// growthOf returns by how much a number grows at most when jsonb writes it out: 1e300 has 301 digits. What is published
+// again from the log must still fit in a record of the bus.
+func growthOf(tok jsontext.Token) int {
+	if tok.Kind() != '0' {
+		return 0
+	}
+	lit := tok.String()
+	i := strings.IndexAny(lit, "eE")
+	if i < 0 {
+		return 0
+	}
+	exp, err := strconv.Atoi(lit[i+1:])
+	if err != nil {
+		return 0 // checkToken has refused it
+	}
+	return max(exp, -exp)
 }

@@ -33,3 +33,19 @@ func TestUnmarshalTakesWhatTheLogWrites(t *testing.T) {
 	_, err = event.Unmarshal(data)
 	require.ErrorContains(t, err, "IEEE 754", "what no double holds is still refused")
 }
+
+// Many large exponents in a small payload would be a large event once PostgreSQL has written them out.
+func TestNumbersMustNotGrowBeyondAPayload(t *testing.T) {
+	t.Parallel()
+	parse := func(n int) error {
+		body := `{"v":[` + strings.Repeat("1e300,", n) + `0]}`
+		_, err := event.ParseMQTT("devices/a/events/system.note", []byte(body), event.Properties{},
+			event.Origin{Source: "mqtt", Now: time.Unix(1, 0), NewID: uuid.New})
+		return err
+	}
+	require.NoError(t, parse(event.MaxPayload/300))
+	var broken *event.Error
+	require.ErrorAs(t, parse(event.MaxPayload/300+1), &broken)
+	require.Equal(t, event.TooLarge, broken.Kind)
+	require.Equal(t, "payload", broken.Field)
+}
