@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -18,19 +17,12 @@ const (
 )
 
 // measureIdle watches a platform that has nothing to do.
-func measureIdle(ctx context.Context, b *bench) (err error) {
-	r, err := b.newRig(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	p, err := r.runPlatform(ctx, b.opts.services)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := p.alive(ctx)
-	defer cancel(nil)
-	return because(ctx, r.watchIdle(ctx, p))
+func measureIdle(ctx context.Context, b *bench) error {
+	return b.onPlatform(ctx, func(r *rig, p *platform) error {
+		ctx, cancel := p.alive(ctx)
+		defer cancel(nil)
+		return because(ctx, r.watchIdle(ctx, p))
+	})
 }
 
 func (r *rig) watchIdle(ctx context.Context, p *platform) error {

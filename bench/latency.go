@@ -50,16 +50,11 @@ func measureLatency(ctx context.Context, b *bench) error {
 }
 
 // latency samples a platform that takes rate events a second over one transport, or only the samples if that is 0.
-func (b *bench) latency(ctx context.Context, transport, at string, rate float64) (err error) {
-	r, err := b.newRig(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	p, err := r.runPlatform(ctx, b.opts.services)
-	if err != nil {
-		return err
-	}
+func (b *bench) latency(ctx context.Context, transport, at string, rate float64) error {
+	return b.onPlatform(ctx, func(r *rig, p *platform) error { return r.latency(ctx, p, transport, at, rate) })
+}
+
+func (r *rig) latency(ctx context.Context, p *platform, transport, at string, rate float64) error {
 	ctx, cancel := p.alive(ctx)
 	defer cancel(nil)
 	s, closeSampler, err := r.newSampler(ctx, p, transport)
@@ -75,16 +70,16 @@ func (b *bench) latency(ctx context.Context, transport, at string, rate float64)
 			return err
 		})
 	}
-	took, err := s.sample(ctx, b.opts.latencyFor)
+	took, err := s.sample(ctx, r.b.opts.latencyFor)
 	if beside != nil {
 		err = errors.Join(err, beside.stop())
 	}
 	if err != nil {
 		return because(ctx, err)
 	}
-	b.results.sample("latency."+transport+"."+at, took)
-	b.results.add("latency."+transport+"."+at+".rate", max(rate, sampleRate))
-	b.say("  latency over %s at %.0f/s: p50 %s, p99 %s, p99.9 %s of %d", transport, max(rate, sampleRate),
+	r.b.results.sample("latency."+transport+"."+at, took)
+	r.b.results.add("latency."+transport+"."+at+".rate", max(rate, sampleRate))
+	r.b.say("  latency over %s at %.0f/s: p50 %s, p99 %s, p99.9 %s of %d", transport, max(rate, sampleRate),
 		quantile(took, 0.5).Round(10*time.Microsecond), quantile(took, 0.99).Round(10*time.Microsecond),
 		quantile(took, 0.999).Round(10*time.Microsecond), len(took))
 	return nil

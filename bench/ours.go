@@ -56,7 +56,12 @@ func measureBatch(ctx context.Context, b *bench) error {
 
 // throughput sends events as fast as they are taken, to a platform that has just been started, and measures until the
 // last one is in its projection.
-func (b *bench) throughput(ctx context.Context, l load) (err error) {
+func (b *bench) throughput(ctx context.Context, l load) error {
+	return b.onPlatform(ctx, func(r *rig, p *platform) error { return r.drive(ctx, p, l) })
+}
+
+// onPlatform gives f a rig of its own and a platform with all services on it, and takes both away again.
+func (b *bench) onPlatform(ctx context.Context, f func(r *rig, p *platform) error) (err error) {
 	r, err := b.newRig(ctx)
 	if err != nil {
 		return err
@@ -66,7 +71,7 @@ func (b *bench) throughput(ctx context.Context, l load) (err error) {
 	if err != nil {
 		return err
 	}
-	return r.drive(ctx, p, l)
+	return f(r, p)
 }
 
 func (r *rig) drive(ctx context.Context, p *platform, l load) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,16 +15,11 @@ const (
 
 // measureRot sends events through the outbox while another session holds a transaction open that began before all of
 // them, so that no dead row can be removed, and tells whether that makes it slower.
-func measureRot(ctx context.Context, b *bench) (err error) {
-	r, err := b.newRig(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	p, err := r.runPlatform(ctx, b.opts.services)
-	if err != nil {
-		return err
-	}
+func measureRot(ctx context.Context, b *bench) error {
+	return b.onPlatform(ctx, func(r *rig, p *platform) error { return r.rot(ctx, p) })
+}
+
+func (r *rig) rot(ctx context.Context, p *platform) error {
 	ctx, cancel := p.alive(ctx)
 	defer cancel(nil)
 	release, err := holdTransaction(ctx, r.dbURL)
@@ -41,7 +35,7 @@ func measureRot(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	err = b.watchRot(ctx, w)
+	err = r.b.watchRot(ctx, w)
 	if stopErr := sending.stop(); err == nil {
 		err = stopErr
 	}

@@ -22,3 +22,17 @@ type permanentError struct{ err error }
 func (e permanentError) Error() string   { return e.err.Error() }
 func (e permanentError) Unwrap() error   { return e.err }
 func (e permanentError) Permanent() bool { return true }
+
+// Unstorable tells whether a database refused a value rather than failed: SQLSTATE classes 22 (data exception),
+// 23 (constraint) and 54 (program limit). Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
+func Unstorable(err error) bool {
+	var sql interface{ SQLState() string }
+	if !errors.As(err, &sql) || len(sql.SQLState()) != 5 {
+		return false
+	}
+	switch sql.SQLState()[:2] {
+	case "22", "23", "54":
+		return true
+	}
+	return false
+}

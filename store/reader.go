@@ -113,7 +113,7 @@ func one[T any](rows pgx.Rows, err error, scan pgx.RowToFunc[T], what string) (T
 		return zero, fmt.Errorf("%s: %w", what, unavailable(err))
 	}
 	v, err := pgx.CollectExactlyOneRow(rows, scan)
-	if errors.Is(err, pgx.ErrNoRows) || unstorable(err) {
+	if errors.Is(err, pgx.ErrNoRows) || unmatchable(err) {
 		return zero, ErrNotFound
 	}
 	if err != nil {
@@ -127,7 +127,7 @@ func all[T any](rows pgx.Rows, err error, scan pgx.RowToFunc[T], what string) ([
 		return nil, fmt.Errorf("%s: %w", what, unavailable(err))
 	}
 	list, err := pgx.CollectRows(rows, scan)
-	if unstorable(err) {
+	if unmatchable(err) {
 		return nil, nil
 	}
 	if err != nil {

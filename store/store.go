@@ -64,21 +64,17 @@ func Open(ctx context.Context, cfg PoolConfig) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// classify marks the errors that no retry mends: PostgreSQL refused a value (class 22, 23) or it is over a limit (54).
+// classify marks the errors that no retry mends.
 func classify(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && len(pg.Code) == 5 {
-		switch pg.Code[:2] {
-		case "22", "23", "54":
-			return event.Permanent(err)
-		}
+	if event.Unstorable(err) {
+		return event.Permanent(err)
 	}
 	return err
 }
 
-// unstorable tells that the database refused an argument of a query as one that no column can hold, such as a NUL in a
+// unmatchable tells that the database refused an argument of a query as one that no column can hold, such as a NUL in a
 // text or a time beyond its range. Nothing that is stored can match it.
-func unstorable(err error) bool {
+func unmatchable(err error) bool {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return false

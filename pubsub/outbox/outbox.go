@@ -13,7 +13,6 @@ import (
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/go-json-experiment/json"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cornjacket/platform-services/event"
 )
@@ -113,20 +112,6 @@ func Message(e *event.Envelope) (*message.Message, error) {
 		m.Metadata[event.MetaTraceparent] = e.Metadata.Traceparent
 	}
 	return m, nil
-}
-
-// dataError tells whether PostgreSQL refused a value rather than failed: classes 22 (data exception), 23 (constraint)
-// and 54 (program limit). Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
-func dataError(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || len(pg.Code) != 5 {
-		return false
-	}
-	switch pg.Code[:2] {
-	case "22", "23", "54":
-		return true
-	}
-	return false
 }
 
 func nopIfNil(l watermill.LoggerAdapter) watermill.LoggerAdapter {

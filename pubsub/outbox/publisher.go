@@ -193,7 +193,7 @@ func (p *Publisher) flush(calls []submission) error {
 		}
 	}
 	if err := p.rows.Publish(Topic, msgs...); err != nil {
-		if dataError(err) {
+		if event.Unstorable(err) {
 			return event.Permanent(err)
 		}
 		return err

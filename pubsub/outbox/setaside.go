@@ -18,7 +18,7 @@ import (
 func refused(err error) bool {
 	const uniqueViolation = "23505"
 	var pg *pgconn.PgError
-	return dataError(err) && errors.As(err, &pg) && pg.Code != uniqueViolation
+	return event.Unstorable(err) && errors.As(err, &pg) && pg.Code != uniqueViolation
 }
 
 // letter completes an INSERT of dead letters; what it reads from follows. Nothing in it takes a stored value apart: the
