@@ -70,7 +70,7 @@ func lockRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKe
 	batch := &pgx.Batch{}
 	batch.Queue("BEGIN")
 	batch.Queue(`
-		SELECT p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp, p.position
+		SELECT p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp, p.position, p.event_count
 		FROM unnest($1::text[], $2::text[]) AS k (type, id)
 		JOIN projections p ON p.projection_type = k.type AND p.aggregate_id = k.id
 		ORDER BY 1, 2 FOR UPDATE OF p`, types, ids)
@@ -87,7 +87,7 @@ func lockRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKe
 	found := make(map[event.ProjectionKey]*event.Projection, len(keys))
 	for rows.Next() {
 		var r event.Projection
-		err := rows.Scan(&r.Type, &r.AggregateID, (*[]byte)(&r.State), (*[16]byte)(&r.LastEventID), &r.LastEventTimestamp, &r.Position)
+		err := rows.Scan(&r.Type, &r.AggregateID, (*[]byte)(&r.State), (*[16]byte)(&r.LastEventID), &r.LastEventTimestamp, &r.Position, &r.EventCount)
 		if err != nil {
 			return nil, fmt.Errorf("read projection: %w", err)
 		}
@@ -104,7 +104,7 @@ type columns struct {
 	types, ids, states []string
 	events             []uuid.UUID
 	times              []time.Time
-	positions          []int64
+	positions, counts  []int64
 }
 
 func (c *columns) add(k event.ProjectionKey, r *event.Projection) {
@@ -114,14 +114,15 @@ func (c *columns) add(k event.ProjectionKey, r *event.Projection) {
 	c.events = append(c.events, r.LastEventID)
 	c.times = append(c.times, r.LastEventTimestamp)
 	c.positions = append(c.positions, r.Position)
+	c.counts = append(c.counts, r.EventCount)
 }
 
 func (c *columns) args() []any {
-	return []any{c.types, c.ids, c.states, c.events, c.times, c.positions}
+	return []any{c.types, c.ids, c.states, c.events, c.times, c.positions, c.counts}
 }
 
-const unnestRows = `unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::bigint[])
-	AS n (type, id, state, event, time, position)`
+const unnestRows = `unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::bigint[], $7::bigint[])
+	AS n (type, id, state, event, time, position, count)`
 
 // writeRows writes what has changed and commits, in one round trip if no row is new.
 func writeRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKey, rows map[event.ProjectionKey]*event.Projection, before map[event.ProjectionKey]int64) error {
@@ -143,7 +144,7 @@ func writeRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionK
 	batch := &pgx.Batch{}
 	if len(changed.ids) > 0 { // they are locked: each is there
 		batch.Queue(`UPDATE projections p SET state = n.state::jsonb, last_event_id = n.event,
-				last_event_timestamp = n.time, position = n.position, updated_at = now()
+				last_event_timestamp = n.time, position = n.position, event_count = n.count, updated_at = now()
 			FROM `+unnestRows+` WHERE p.projection_type = n.type AND p.aggregate_id = n.id`, changed.args()...)
 	}
 	batch.Queue("COMMIT")
@@ -158,8 +159,8 @@ func insertRows(ctx context.Context, conn *pgxpool.Conn, created *columns) error
 	if len(created.ids) == 0 {
 		return nil
 	}
-	tag, err := conn.Exec(ctx, `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position)
-		SELECT type, id, state::jsonb, event, time, position FROM `+unnestRows+` ON CONFLICT DO NOTHING`, created.args()...)
+	tag, err := conn.Exec(ctx, `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
+		SELECT type, id, state::jsonb, event, time, position, count FROM `+unnestRows+` ON CONFLICT DO NOTHING`, created.args()...)
 	if err != nil {
 		return fmt.Errorf("add projections: %w", classify(err))
 	}
