@@ -43,6 +43,9 @@ func mappers() kong.Option {
 		"oneof":       mapper(readOneOf),
 		"clientid":    mapper(readClientID),
 		"dir":         mapper(readDir),
+		"uuid":        mapper(func(_ *kong.Value, s string) (string, error) { return readUUID(s) }),
+		"rfc3339":     mapper(func(_ *kong.Value, s string) (string, error) { return readTime(s) }),
+		"consumer":    mapper(func(_ *kong.Value, s string) (string, error) { return readConsumer(s) }),
 	}
 	return kong.OptionFunc(func(k *kong.Kong) error {
 		for name, m := range named {
