@@ -27,7 +27,7 @@ var ErrReplayLost = errors.New("bulk replay is not this runner's any more")
 
 const (
 	replayTimeout = 10 * time.Second // of one step
-	renewEvery    = 5 * time.Second  // while waiting for the rate
+	renewEvery    = 3 * time.Second  // while waiting for the rate
 )
 
 // Replayer runs the bulk replays of a service, one at a time, at their rates. One that was interrupted by a crash is
@@ -35,7 +35,7 @@ const (
 type Replayer struct {
 	Queue ReplayQueue
 	Log   *slog.Logger
-	Poll  time.Duration // how often to look when nobody has called Wake; 10 s if zero
+	Poll  time.Duration // how often to look when nobody has called Wake; 5 s if zero
 	wake  chan struct{}
 	id    uuid.UUID
 }
@@ -44,7 +44,7 @@ type Replayer struct {
 func (r *Replayer) Init() *Replayer {
 	r.wake, r.id = make(chan struct{}, 1), uuid.New()
 	if r.Poll == 0 {
-		r.Poll = 10 * time.Second
+		r.Poll = 5 * time.Second
 	}
 	return r
 }

@@ -15,7 +15,7 @@ import (
 
 const (
 	// lease is how long a bulk replay is its runner's after each sign of life.
-	lease = "15 seconds"
+	lease = "10 seconds"
 	// keepReplays is how long finished bulk replays can be asked for.
 	keepReplays = "30 days"
 )
@@ -51,7 +51,7 @@ func (l *Letters) StartReplay(ctx context.Context, id uuid.UUID, f event.LetterF
 			return event.Permanent(fmt.Errorf("filter has what no letter can hold: %s", messageOf(err)))
 		}
 		n := tag.RowsAffected()
-		_, err = tx.Exec(ctx, `UPDATE dlq_replays SET total = $2, finished_at = CASE WHEN $2 = 0 THEN now() END WHERE replay_id = $1`, id, n)
+		_, err = tx.Exec(ctx, `UPDATE dlq_replays SET total = $2::bigint, finished_at = CASE WHEN $2::bigint = 0 THEN now() END WHERE replay_id = $1`, id, n)
 		if err != nil {
 			return unavailable(err)
 		}

@@ -40,6 +40,9 @@ func listLetters(ctx context.Context, s config.DLQList, out, notes io.Writer) er
 		}
 		list, more = append(list, some...), more || others
 	}
+	if len(failed) == len(all) {
+		return errors.Join(failed...)
+	}
 	slices.SortStableFunc(list, func(a, b letter) int { return b.FailedAt.Compare(a.FailedAt) })
 	if len(list) > s.Limit {
 		list, more = list[:s.Limit], true

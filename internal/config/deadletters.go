@@ -101,7 +101,7 @@ func (d *DLQDiscard) Validate() error { return chosen(d.IDs, d.All, &d.DLQFilter
 func chosen(ids []string, all bool, f *DLQFilter) error {
 	switch {
 	case len(ids) == 0 && !all:
-		return &Error{Flag: "<id>", Problem: "or --all must be given"}
+		return &Error{Flag: "<id>", Problem: "must be given, or --all"}
 	case len(ids) > 0 && all:
 		return &Error{Flag: "--all", Problem: "does not go with IDs"}
 	case !all && *f != DLQFilter{}:
