@@ -40,12 +40,12 @@ func desks(s config.DLQTarget, consumer string) ([]*desk, error) {
 		return all, nil
 	}
 	for _, service := range s.Services {
-		if config.HasDesk(service) && (consumer == "" || config.DeskOf(consumer) == service) {
+		if consumer == "" || config.DeskOf(consumer) == service {
 			add(service, s.Of(service))
 		}
 	}
 	if len(all) == 0 {
-		return nil, errors.New("none of these services has such dead letters; ingestion and eventhandler have some")
+		return nil, fmt.Errorf("dead letters of %s are those of service %s, which is not one to ask", consumer, config.DeskOf(consumer))
 	}
 	return all, nil
 }

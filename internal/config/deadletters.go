@@ -68,7 +68,7 @@ type DLQFilter struct {
 // DLQTarget says where dead letters are asked for.
 type DLQTarget struct {
 	Addr      []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
-	Services  []string      `type:"services" default:"ingestion,eventhandler" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ingestion (for the relay too) and eventhandler. Default: both."`
+	Services  []string      `type:"desks" default:"ingestion,eventhandler" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ingestion (for the relay too) and eventhandler. Default: both."`
 	APIToken  string        `name:"api-token" var:"API_TOKEN" help:"Bearer token to send; none if empty."`
 	Timeout   time.Duration `type:"duration" default:"30s" help:"How long to wait for one answer, a duration."`
 	JSON      bool          `name:"json" help:"Print JSON, one document a line."`
@@ -141,8 +141,23 @@ func DeskOf(consumer string) string {
 	return ""
 }
 
-// HasDesk tells whether a service has dead letters to ask for.
-func HasDesk(service string) bool { return letterDesks[service] != nil }
+// readDesks reads a list of services that have dead letters to ask for.
+func readDesks(s string) ([]string, error) {
+	var desks []string
+	for _, name := range splitList(s) {
+		desk := DeskOf(name)
+		if desk == "" {
+			return nil, &Error{Value: name, Problem: "is not a service with dead letters", Takes: "a comma-separated list of: ingestion, eventhandler"}
+		}
+		if !slices.Contains(desks, desk) {
+			desks = append(desks, desk)
+		}
+	}
+	if len(desks) == 0 {
+		return nil, &Error{Value: s, Problem: "names no service", Takes: "a comma-separated list of: ingestion, eventhandler"}
+	}
+	return desks, nil
+}
 
 func readConsumer(s string) (string, error) {
 	if consumer := strings.ToLower(strings.TrimSpace(s)); DeskOf(consumer) != "" {

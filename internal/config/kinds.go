@@ -45,6 +45,7 @@ func mappers() kong.Option {
 		"dir":         mapper(readDir),
 		"uuid":        mapper(func(_ *kong.Value, s string) (string, error) { return readUUID(s) }),
 		"rfc3339":     mapper(func(_ *kong.Value, s string) (string, error) { return readTime(s) }),
+		"desks":       mapper(func(_ *kong.Value, s string) ([]string, error) { return readDesks(s) }),
 		"consumer":    mapper(func(_ *kong.Value, s string) (string, error) { return readConsumer(s) }),
 	}
 	return kong.OptionFunc(func(k *kong.Kong) error {
