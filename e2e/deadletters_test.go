@@ -146,7 +146,7 @@ func TestLettersOfBadTopics(t *testing.T) {
 
 	topic = "devices/" + unique("topic") + "/events/nothing"
 	phone.publish(t, topic, `{}`)
-	l = p.letter(t, "--topic", topic)
+	p.letter(t, "--topic", topic)
 	c = p.dlq(t, "discard", "--all", "--dry-run", "--topic", topic)
 	require.Zero(t, c.code)
 	require.Contains(t, c.stdout.String(), "1 of 1 would be discarded")
