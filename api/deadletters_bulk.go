@@ -2,10 +2,12 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
@@ -81,7 +83,9 @@ func (s *letters) startReplay(w http.ResponseWriter, r *http.Request, query url.
 		}
 		return writeJSON(w, http.StatusOK, &dryRun{DryRun: true, Matched: n})
 	}
-	replay, err := s.cfg.Replays.StartReplay(ctx, filter, rate)
+	starting, cancelStart := context.WithTimeout(r.Context(), freezeTimeout)
+	defer cancelStart()
+	replay, err := s.cfg.Replays.StartReplay(starting, filter, rate)
 	if err != nil {
 		return err
 	}
@@ -90,6 +94,9 @@ func (s *letters) startReplay(w http.ResponseWriter, r *http.Request, query url.
 	view := viewOfReplay(&replay)
 	return writeJSON(w, http.StatusAccepted, &view)
 }
+
+// freezeTimeout is how long it may take to freeze a set, of millions maybe; less than the server's limit for an answer.
+const freezeTimeout = 50 * time.Second
 
 type dryRun struct {
 	DryRun  bool  `json:"dry_run"`

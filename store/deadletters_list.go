@@ -3,7 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
-	"time"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -12,9 +12,6 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 )
-
-// previewBytes is how much of a payload a list holds: a page of whole ones could be hundreds of megabytes.
-const previewBytes = 1024
 
 // Apply hands a letter to its consumer within a transaction, which also marks the letter, and returns the event. note
 // says what else there is to know, and may be empty. An error marked with [event.Permanent] is the consumer's refusal;
@@ -39,11 +36,13 @@ func NewLetters(pool *pgxpool.Pool, service string, consumers map[string]Apply) 
 	return l
 }
 
-// columns of a letter; %s is its payload, or a part of it.
-const letterColumns = `d.dlq_id, d.consumer, d.event_id, %s, octet_length(d.event_payload), d.error_message, d.failed_at, d.retry_count,
+// letterColumns are the columns of a letter with its payload, or a part of it.
+func letterColumns(payload string) string {
+	return `d.dlq_id, d.consumer, d.event_id, ` + payload + `, octet_length(d.event_payload), d.error_message, d.failed_at, d.retry_count,
 	d.status, d.source_topic, d.source_partition, d.source_offset, coalesce(d.message_key, ''), coalesce(d.correlation_id, ''),
 	d.bus_topic, coalesce(d.event_type, ''), coalesce(d.position, 0), d.properties, d.published_at, d.retried_at, d.replayed_at,
 	d.discarded_at, coalesce(d.reason, ''), coalesce(d.replay_topic, ''), d.replay_payload`
+}
 
 func scanLetter(row pgx.CollectableRow) (event.Letter, error) {
 	var l event.Letter
@@ -56,20 +55,50 @@ func scanLetter(row pgx.CollectableRow) (event.Letter, error) {
 	return l, err
 }
 
-// matching are the conditions of a [event.LetterFilter]; its arguments are those of filterArgs, numbered from 1.
-const matching = `($1 = '' OR d.status = $1) AND ($2::uuid IS NULL OR d.event_id = $2) AND ($3 = '' OR d.event_type = $3)
-	AND ($4 = '' OR d.source_topic = $4) AND ($5 = '' OR strpos(lower(d.error_message), lower($5)) > 0)
-	AND ($6::timestamptz IS NULL OR d.failed_at >= $6) AND ($7::timestamptz IS NULL OR d.failed_at < $7)`
-
-func filterArgs(f *event.LetterFilter) []any {
-	return []any{
-		f.Status, pgtype.UUID{Bytes: f.EventID, Valid: f.EventID != uuid.Nil}, f.EventType, f.Topic, f.Error,
-		timestamp(f.From), timestamp(f.To),
-	}
+// condition builds a WHERE of what a filter asks for and nothing else, so that each kind of question has the index that
+// is made for it.
+type condition struct {
+	parts []string
+	args  []any
 }
 
-func timestamp(t time.Time) pgtype.Timestamptz {
-	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}
+// add adds a part in which ? stands for the argument.
+func (c *condition) add(part string, arg any) {
+	c.args = append(c.args, arg)
+	c.parts = append(c.parts, strings.ReplaceAll(part, "?", fmt.Sprintf("$%d", len(c.args))))
+}
+
+func (c *condition) String() string { return strings.Join(c.parts, " AND ") }
+
+// matching returns the conditions of a filter, but for its consumer.
+func matching(f *event.LetterFilter) *condition {
+	c := &condition{parts: []string{"true"}}
+	switch f.Status {
+	case "":
+	case event.LetterPending:
+		c.parts = append(c.parts, "d.status = 'pending'") // as in the index of those
+	default:
+		c.add("d.status = ?", f.Status)
+	}
+	if f.EventID != uuid.Nil {
+		c.add("d.event_id = ?", f.EventID)
+	}
+	if f.EventType != "" {
+		c.add("d.event_type = ?", f.EventType)
+	}
+	if f.Topic != "" {
+		c.add("d.source_topic = ?", f.Topic)
+	}
+	if f.Error != "" {
+		c.add("strpos(lower(d.error_message), lower(?)) > 0", f.Error)
+	}
+	if !f.From.IsZero() {
+		c.add("d.failed_at >= ?", f.From)
+	}
+	if !f.To.IsZero() {
+		c.add("d.failed_at < ?", f.To)
+	}
+	return c
 }
 
 // of returns the consumers that a filter is about.
@@ -83,15 +112,22 @@ func (l *Letters) of(f *event.LetterFilter) []string {
 	return []string{}
 }
 
-// List returns up to f.Limit letters, the newest first. Each has the beginning of its payload, and no edited one.
+// List returns up to f.Limit letters, the newest first. Each has only the first 1,024 bytes of its payload: a page of
+// whole ones could be hundreds of megabytes.
 func (l *Letters) List(ctx context.Context, f event.LetterFilter) ([]event.Letter, error) {
+	where := matching(&f)
+	if !f.BeforeTime.IsZero() {
+		where.args = append(where.args, f.BeforeTime, f.BeforeID)
+		n := len(where.args)
+		where.parts = append(where.parts, fmt.Sprintf("(d.failed_at, d.dlq_id) < ($%d, $%d)", n-1, n))
+	}
+	n := len(where.args)
 	// One index scan for each consumer, each of which ends after a page, whatever the number of letters.
-	query := fmt.Sprintf(`SELECT d.* FROM unnest($8::text[]) AS c (name) CROSS JOIN LATERAL (
-			SELECT `+letterColumns+` FROM dlq d WHERE d.consumer = c.name AND `+matching+`
-				AND ($9::timestamptz IS NULL OR (d.failed_at, d.dlq_id) < ($9, $10))
-			ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $11
-		) AS d ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $11`, fmt.Sprintf("substring(d.event_payload FOR %d) AS event_payload", previewBytes))
-	args := append(filterArgs(&f), l.of(&f), timestamp(f.BeforeTime), f.BeforeID, f.Limit)
+	query := fmt.Sprintf(`SELECT d.* FROM unnest($%[1]d::text[]) AS c (name) CROSS JOIN LATERAL (
+			SELECT `+letterColumns("substring(d.event_payload FOR 1024) AS event_payload")+` FROM dlq d WHERE d.consumer = c.name AND %[3]s
+			ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $%[2]d
+		) AS d ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $%[2]d`, n+1, n+2, where)
+	args := append(where.args, l.of(&f), f.Limit)
 	rows, err := l.pool.Query(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list dead letters: %w", unavailable(err))
@@ -116,7 +152,7 @@ type queryer interface {
 }
 
 func (l *Letters) read(ctx context.Context, q queryer, id uuid.UUID, lock string) (event.Letter, error) {
-	rows, err := q.Query(ctx, fmt.Sprintf(`SELECT `+letterColumns+` FROM dlq d WHERE d.dlq_id = $1 AND d.consumer = ANY ($2) `, "d.event_payload")+lock, id, l.names)
+	rows, err := q.Query(ctx, `SELECT `+letterColumns("d.event_payload")+` FROM dlq d WHERE d.dlq_id = $1 AND d.consumer = ANY ($2) `+lock, id, l.names)
 	if err != nil {
 		return event.Letter{}, fmt.Errorf("read dead letter: %w", unavailable(err))
 	}
@@ -133,8 +169,9 @@ func (l *Letters) read(ctx context.Context, q queryer, id uuid.UUID, lock string
 // Count returns how many letters match a filter.
 func (l *Letters) Count(ctx context.Context, f event.LetterFilter) (int64, error) {
 	var n int64
-	err := l.pool.QueryRow(ctx, `SELECT count(*) FROM dlq d WHERE `+matching+` AND d.consumer = ANY ($8)`,
-		append(filterArgs(&f), l.of(&f))...).Scan(&n)
+	where := matching(&f)
+	where.add("d.consumer = ANY (?)", l.of(&f))
+	err := l.pool.QueryRow(ctx, `SELECT count(*) FROM dlq d WHERE `+where.String(), where.args...).Scan(&n)
 	if err != nil {
 		if unmatchable(err) {
 			return 0, nil

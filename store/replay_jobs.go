@@ -32,6 +32,10 @@ func (l *Letters) StartReplay(ctx context.Context, id uuid.UUID, f event.LetterF
 		return event.Replay{}, fmt.Errorf("encode filter: %w", err)
 	}
 	err = l.transaction(ctx, func(tx pgx.Tx) error {
+		// Of a million letters it takes longer than other statements of this pool may.
+		if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = '50s'`); err != nil {
+			return unavailable(err)
+		}
 		if _, err := tx.Exec(ctx, `DELETE FROM dlq_replays WHERE service = $1 AND finished_at < now() - $2::text::interval`, l.service, keepReplays); err != nil {
 			return unavailable(err)
 		}
@@ -40,10 +44,11 @@ func (l *Letters) StartReplay(ctx context.Context, id uuid.UUID, f event.LetterF
 			return unavailable(err)
 		}
 		// In the order of their sources, so that the letters of one aggregate have theirs.
-		tag, err := tx.Exec(ctx, `INSERT INTO dlq_replay_items (dlq_id, replay_id, seq)
-			SELECT d.dlq_id, $9, row_number() OVER (ORDER BY d.consumer, d.source_topic, d.source_partition, d.source_offset, d.failed_at, d.dlq_id)
-			FROM dlq d WHERE `+matching+` AND d.status = 'pending' AND d.consumer = ANY ($8)
-			ORDER BY d.dlq_id ON CONFLICT DO NOTHING`, append(filterArgs(&f), l.of(&f), id)...)
+		where := matching(&f)
+		where.add("d.consumer = ANY (?)", l.of(&f))
+		tag, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO dlq_replay_items (dlq_id, replay_id, seq)
+			SELECT d.dlq_id, $%d::uuid, row_number() OVER (ORDER BY d.consumer, d.source_topic, d.source_partition, d.source_offset, d.failed_at, d.dlq_id)
+			FROM dlq d WHERE %s ORDER BY d.dlq_id ON CONFLICT DO NOTHING`, len(where.args)+1, where), append(where.args, id)...)
 		if err != nil && !unmatchable(err) {
 			return unavailable(err)
 		}

@@ -70,7 +70,7 @@ type DLQTarget struct {
 	Addr      []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
 	Services  []string      `type:"desks" default:"ingestion,eventhandler" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ingestion (for the relay too) and eventhandler. Default: both."`
 	APIToken  string        `name:"api-token" var:"API_TOKEN" help:"Bearer token to send; none if empty."`
-	Timeout   time.Duration `type:"duration" default:"30s" help:"How long to wait for one answer, a duration."`
+	Timeout   time.Duration `type:"duration" default:"1m" help:"How long to wait for one answer, a duration."`
 	JSON      bool          `name:"json" help:"Print JSON, one document a line."`
 	Addresses `group:"Addresses of the services (host:port):"`
 }

@@ -19,7 +19,7 @@ func TestDLQSettings(t *testing.T) {
 	require.Equal(t, 50, g.DLQ.List.Limit)
 	require.Equal(t, []string{"ingestion", "eventhandler"}, g.DLQ.List.Services)
 	require.Equal(t, "secret", g.DLQ.List.APIToken)
-	require.Equal(t, 30*time.Second, g.DLQ.List.Timeout)
+	require.Equal(t, time.Minute, g.DLQ.List.Timeout)
 	require.Equal(t, "127.0.0.1:1", g.DLQ.List.Of(config.Eventhandler))
 
 	g, err = parse(t, nil, "dlq", "replay", "--all", "--consumer=Relay", "--event-id="+someID, "--from=2026-02-07T11:00:00+01:00", "--rate=0.5", "--dry-run")
