@@ -202,8 +202,12 @@ func (l *Letters) ofRunner(ctx context.Context, query string, args ...any) error
 func (l *Letters) RunReplay(ctx context.Context, id, runner uuid.UUID) (done bool, err error) {
 	err = l.transaction(ctx, func(tx pgx.Tx) error {
 		var next uuid.UUID
+		// Letters have their turns by seq, from 1, so those before the number of turns are gone. Without that the search
+		// would walk over all of them as long as some old transaction keeps vacuum away.
 		err := tx.QueryRow(ctx, `DELETE FROM dlq_replay_items WHERE dlq_id = (
-				SELECT dlq_id FROM dlq_replay_items WHERE replay_id = $1 ORDER BY seq LIMIT 1 FOR UPDATE
+				SELECT dlq_id FROM dlq_replay_items
+				WHERE replay_id = $1 AND seq > (SELECT replayed + failed + skipped FROM dlq_replays WHERE replay_id = $1)
+				ORDER BY seq LIMIT 1 FOR UPDATE
 			) RETURNING dlq_id`, id).Scan((*[16]byte)(&next))
 		if isNoRows(err) {
 			// Also when the row that we have waited for is gone: an earlier step, given up by us, was committed after all.

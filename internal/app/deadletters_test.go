@@ -176,6 +176,46 @@ func TestTwoLettersOfOneEventAreAppliedOnce(t *testing.T) {
 	require.Contains(t, reason, "was applied by the replay of dead letter")
 }
 
+// An event that is in the log and that the bus would not take is published, and applied although newer ones have been.
+func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	for _, service := range migrations.Services() {
+		require.NoError(t, migrateUp(t.Context(), pool, service, "", soon))
+	}
+	e := event.Envelope{
+		ID: uuid.New(), Type: "sensor.reading", AggregateID: "device-5", Time: t0(1), IngestedAt: t0(1), Payload: []byte(`{"value":1,"unit":"celsius"}`),
+		Metadata: event.Metadata{Source: "http", CorrelationID: "c", SchemaVersion: 1, Position: 1},
+	}
+	data, err := e.Marshal()
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), `INSERT INTO event_store (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata, position)
+		VALUES ($1, $2, $3, $4, $4, $5, '{"source":"http","schema_version":1}', 1)`, e.ID, e.Type, e.AggregateID, e.Time, string(e.Payload))
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), `UPDATE relay_cursor SET position = 1`)
+	require.NoError(t, err)
+	position := int64(1)
+	require.NoError(t, store.NewDeadLetters(pool).Add(t.Context(), event.DeadLetter{
+		Consumer: "relay", EventID: e.ID, EventType: e.Type, Position: 1, Payload: data, Error: "message too large", FailedAt: t0(2), Topic: "outbox",
+		Offset: &position, BusTopic: "sensor-events.dlq",
+	}))
+	r := start(t, settings(t, url, bus(t).Addr()))
+	require.Equal(t, http.StatusAccepted, post(t, r.addrs["ingestion"], "device-5", 7))
+	arrives(t, r.addrs["query"], "device-5", 7)
+	_, list := ask(t, http.MethodGet, r.addrs["ingestion"], "?consumer=relay", "")
+	id := list["items"].([]any)[0].(map[string]any)["dlq_id"].(string)
+	status, answer := ask(t, http.MethodPost, r.addrs["ingestion"], "/"+id+"/replay", "")
+	require.Equal(t, http.StatusOK, status, "%v", answer)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, body := get(t, "http://"+r.addrs["query"]+"/api/v1/projections/sensor_state/device-5")
+		require.InDelta(c, 2, body["event_count"], 0, "%v", body)
+		require.InDelta(c, 7, body["state"].(map[string]any)["value"], 0, "the newest event_time")
+	}, soon, every)
+	_, stored := get(t, "http://"+r.addrs["query"]+"/api/v1/events/"+e.ID.String())
+	require.InDelta(t, 3, stored["metadata"].(map[string]any)["position"], 0)
+}
+
 // A projection that depends on order and has applied newer events is not made wrong by a replay.
 func TestWhereOrderMattersALetterStaysPending(t *testing.T) {
 	t.Parallel()
