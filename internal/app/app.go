@@ -80,6 +80,7 @@ type platform struct {
 
 	registry *prometheus.Registry
 	metrics  *routers.Metrics
+	doors    doors
 	ports    []*port
 	pools    map[string]*pgxpool.Pool // by URL and use
 	closers  []closer
