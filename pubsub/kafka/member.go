@@ -59,6 +59,11 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 	if cfg.InstanceID != "" {
 		opts = append(opts, kgo.InstanceID(cfg.InstanceID))
 	}
+	secure, err := cfg.Security.options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, secure...)
 	m.ctx, m.abandon = context.WithCancel(context.WithoutCancel(ctx))
 	client, err := NewClient(cfg.Brokers, cfg.Log, opts...)
 	if err != nil {

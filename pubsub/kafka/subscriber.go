@@ -14,7 +14,8 @@ import (
 
 // SubscriberConfig configures a [Subscriber].
 type SubscriberConfig struct {
-	Brokers []string
+	Brokers  []string
+	Security Security
 	// Group is the consumer group.
 	Group string
 	// InstanceID makes the member a static one (KIP-345): after a crash it has its partitions back at once, instead of
