@@ -18,6 +18,7 @@ type grammar struct {
 	Migrate  config.Migrate  `cmd:""`
 	Simulate config.Simulate `cmd:""`
 	Health   config.Health   `cmd:""`
+	Token    config.Token    `cmd:""`
 }
 
 func parse(t *testing.T, env map[string]string, args ...string) (*grammar, error) {
