@@ -133,7 +133,7 @@ func (p *platform) serve(port *port, mount func(mux *http.ServeMux)) {
 // watch starts the checks of a service.
 func (p *platform) watch(port *port, checks ...health.Check) {
 	for _, c := range checks {
-		port.monitor.Add(c)
+		port.monitor.Add(shownCheck(c))
 	}
 	p.background.Go(func() { port.monitor.Run(p.ctx) })
 }
