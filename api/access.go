@@ -156,6 +156,15 @@ func securitySchemes() map[string]*huma.SecurityScheme {
 	}}
 }
 
+// describe adds to an operation what all have in common: who may use it, and limits of the port.
+func describe(op *huma.Operation) {
+	if op.Responses == nil {
+		op.Responses = make(map[string]*huma.Response)
+	}
+	op.Responses[strconv.Itoa(http.StatusRequestHeaderFieldsTooLarge)] = headersTooLarge()
+	secure(op)
+}
+
 // secure says in the document what an operation needs, and how it is refused without. The empty requirement stands for
 // ports that ask for no tokens.
 func secure(op *huma.Operation) {
@@ -170,9 +179,6 @@ func secure(op *huma.Operation) {
 	} {
 		answer := problemAnswer(code, why)
 		answer.Headers["WWW-Authenticate"] = &huma.Header{Required: true, Schema: text(""), Description: "RFC 6750."}
-		if op.Responses == nil {
-			op.Responses = make(map[string]*huma.Response)
-		}
 		op.Responses[strconv.Itoa(code)] = answer
 	}
 }

@@ -92,7 +92,7 @@ type handler func(w http.ResponseWriter, r *http.Request, query url.Values) erro
 
 // handle adds an operation to the port and to its document. Which token it needs is not its own choice: see accessRules.
 func (a *API) handle(op *huma.Operation, h handler) {
-	secure(op)
+	describe(op)
 	var known []string
 	for _, p := range op.Parameters {
 		if p.In == "query" {
