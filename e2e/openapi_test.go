@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -102,7 +101,7 @@ func (o *operation) try(t *testing.T, g *generator, token string) int {
 	}
 	require.Less(t, resp.StatusCode, 500, "%s %s\n%s", o.method, m, body)
 	if err := o.check(resp.StatusCode, resp.Header, body); err != nil {
-		require.Fail(t, "not as documented", fmt.Sprintf("%s %s\nanswered %d %s\n%s", o.method, m, resp.StatusCode, body, err))
+		require.Failf(t, "not as documented", "%s %s\nanswered %d %s\n%s", o.method, m, resp.StatusCode, body, err)
 	}
 	return resp.StatusCode
 }

@@ -147,8 +147,8 @@ func readScopes(_ *kong.Value, s string) ([]string, error) {
 	return slices.DeleteFunc(Scopes(), func(scope string) bool { return !slices.Contains(given, scope) }), nil
 }
 
-// check reports settings of the doors that do not go together.
-func (d *Doors) check() error {
+// checkDoors reports settings of the doors that do not go together.
+func (d *Doors) checkDoors() error {
 	switch {
 	case d.TLSCertFile != "" && d.TLSKeyFile == "":
 		return &Error{Env: "TLS_KEY_FILE", Flag: "--tls-key-file", Problem: "must be given with TLS_CERT_FILE", Takes: "a file"}
@@ -172,8 +172,8 @@ type Bus struct {
 // SASLNone is the mechanism of those who do not log in at the bus.
 const SASLNone = "none"
 
-// check reports settings of the bus that do not go together.
-func (b *Bus) check() error {
+// checkBus reports settings of the bus that do not go together.
+func (b *Bus) checkBus() error {
 	login := b.RedpandaSASLMechanism != SASLNone && b.RedpandaSASLMechanism != ""
 	switch {
 	case b.RedpandaTLSCAFile != "" && !b.RedpandaTLS:

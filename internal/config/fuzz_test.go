@@ -1,7 +1,6 @@
 package config_test
 
 import (
-	"errors"
 	"strings"
 	"testing"
 
@@ -20,7 +19,7 @@ var kindVariables = []string{
 func refusedIn(t *testing.T, err error) {
 	t.Helper()
 	var e *config.Error
-	require.True(t, errors.As(err, &e), "%v", err)
+	require.ErrorAs(t, err, &e)
 	require.NotContains(t, e.Error(), "\n")
 	require.Less(t, len(e.Error()), 1000)
 }

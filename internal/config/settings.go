@@ -137,7 +137,7 @@ type Log struct {
 
 // Validate reports settings that do not go together.
 func (r *Run) Validate() error {
-	if err := cmp.Or(r.Doors.check(), r.Bus.check()); err != nil || !r.EmbeddedMQTT {
+	if err := cmp.Or(r.checkDoors(), r.checkBus()); err != nil || !r.EmbeddedMQTT {
 		return err
 	}
 	u, err := url.Parse(r.MQTTURL)
@@ -154,7 +154,7 @@ func (r *Run) Validate() error {
 }
 
 // Validate reports settings that do not go together.
-func (d *Dev) Validate() error { return d.Doors.check() }
+func (d *Dev) Validate() error { return d.checkDoors() }
 
 // EmbeddedMQTTAddr returns the host:port that an embedded MQTT broker listens on; port 1883 if the URL names none.
 func (b *Broker) EmbeddedMQTTAddr() (string, error) {
