@@ -157,5 +157,6 @@ func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projectio
 		rows[key] = row
 	}
 	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, e.Metadata.Position
+	row.EventCount++
 	return nil
 }
