@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -245,4 +246,28 @@ func TestPublisherKeepsOrderThroughDeadlines(t *testing.T) {
 		require.NoError(t, <-answers)
 		require.Equal(t, upTo(3), byKey(t, b.records("t"))["k"])
 	})
+}
+
+// A broker that dies or starts cuts connections off before it has answered anything: that is waited out too.
+func TestPublisherWaitsThroughCutConnections(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	p := b.publisher()
+	b.stop()
+	door, err := net.Listen("tcp", b.addr)
+	require.NoError(t, err)
+	answer := make(chan error, 1)
+	go func() { answer <- p.Publish("t", keyed("k", 0)) }()
+	for range 5 {
+		conn, err := door.Accept()
+		require.NoError(t, err)
+		_, err = conn.Read(make([]byte, 64<<10)) // all that the client says, or it would be a reset
+		require.NoError(t, err)
+		require.NoError(t, conn.Close())
+	}
+	require.NoError(t, door.Close())
+	require.Empty(t, answer)
+	b.start()
+	require.NoError(t, <-answer)
+	require.Equal(t, upTo(1), byKey(t, b.records("t"))["k"])
 }
