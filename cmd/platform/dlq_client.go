@@ -20,18 +20,21 @@ const largestLetters = 64 << 20
 
 // desk is a service that has dead letters, as a client sees it.
 type desk struct {
-	name, addr string
-	token      string
-	timeout    time.Duration
-	client     *http.Client
+	name, scheme, addr string
+	token              string
+	timeout            time.Duration
+	client             *http.Client
 }
 
 // desks returns the services to ask; only one of them has the letters of a consumer.
 func desks(s config.DLQTarget, consumer string) ([]*desk, error) {
 	var all []*desk
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy, as in health
+	client, scheme, err := healthClient(config.Health{CertFile: s.CertFile, CAFile: s.CAFile})
+	if err != nil {
+		return nil, err
+	}
 	add := func(name, addr string) {
-		all = append(all, &desk{name: name, addr: reachable(addr), token: s.APIToken, timeout: s.Timeout, client: client})
+		all = append(all, &desk{name: name, scheme: scheme, addr: reachable(addr), token: s.APIToken, timeout: s.Timeout, client: client})
 	}
 	for _, addr := range s.Addr {
 		add(addr, addr)
@@ -75,7 +78,7 @@ func (d *desk) call(ctx context.Context, method, path string, query url.Values, 
 		}
 		sent = bytes.NewReader(data)
 	}
-	target := url.URL{Scheme: "http", Host: d.addr, Path: "/api/v1/dlq" + path, RawQuery: query.Encode()}
+	target := url.URL{Scheme: d.scheme, Host: d.addr, Path: "/api/v1/dlq" + path, RawQuery: query.Encode()}
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), sent)
 	if err != nil {
 		return fmt.Errorf("%s (%s) can't be asked: %w", d.name, d.addr, err)

@@ -67,11 +67,14 @@ type DLQFilter struct {
 
 // DLQTarget says where dead letters are asked for.
 type DLQTarget struct {
-	Addr      []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
-	Services  []string      `type:"desks" default:"ingestion,eventhandler" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ingestion (for the relay too) and eventhandler. Default: both."`
-	APIToken  string        `name:"api-token" var:"API_TOKEN" help:"Bearer token to send; none if empty."`
-	Timeout   time.Duration `type:"duration" default:"1m" help:"How long to wait for one answer, a duration."`
-	JSON      bool          `name:"json" help:"Print JSON, one document a line."`
+	Addr     []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
+	Services []string      `type:"desks" default:"ingestion,eventhandler" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ingestion (for the relay too) and eventhandler. Default: both."`
+	APIToken string        `name:"api-token" var:"API_TOKEN" help:"Bearer token to send; none if empty."`
+	Timeout  time.Duration `type:"duration" default:"1m" help:"How long to wait for one answer, a duration."`
+	JSON     bool          `name:"json" help:"Print JSON, one document a line."`
+	// CertFile and CAFile make it ask over TLS, as in [Health].
+	CertFile  string `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take only the certificate in this file, whatever names it is for: the one that platform run is given."`
+	CAFile    string `name:"tls-ca-file" var:"HEALTH_TLS_CA_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take a certificate that names the host and is from an authority in this file, PEM, in place of that of TLS_CERT_FILE."`
 	Addresses `group:"Addresses of the services (host:port):"`
 }
 

@@ -47,6 +47,9 @@ func mappers() kong.Option {
 		"rfc3339":     mapper(func(_ *kong.Value, s string) (string, error) { return readTime(s) }),
 		"desks":       mapper(func(_ *kong.Value, s string) ([]string, error) { return readDesks(s) }),
 		"consumer":    mapper(func(_ *kong.Value, s string) (string, error) { return readConsumer(s) }),
+		"tokens":      mapper(readTokens),
+		"tokenname":   mapper(readTokenName),
+		"scopes":      mapper(readScopes),
 	}
 	return kong.OptionFunc(func(k *kong.Kong) error {
 		for name, m := range named {
