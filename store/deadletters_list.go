@@ -127,8 +127,8 @@ func (l *Letters) List(ctx context.Context, f event.LetterFilter) ([]event.Lette
 			SELECT `+letterColumns("substring(d.event_payload FOR 1024) AS event_payload")+` FROM dlq d WHERE d.consumer = c.name AND %[3]s
 			ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $%[2]d
 		) AS d ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $%[2]d`, n+1, n+2, where)
-	args := append(where.args, l.of(&f), f.Limit)
-	rows, err := l.pool.Query(ctx, query, args...)
+	where.args = append(where.args, l.of(&f), f.Limit)
+	rows, err := l.pool.Query(ctx, query, where.args...)
 	if err != nil {
 		return nil, fmt.Errorf("list dead letters: %w", unavailable(err))
 	}
