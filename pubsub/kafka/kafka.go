@@ -129,6 +129,9 @@ func NewClient(brokers []string, log *slog.Logger, opts ...kgo.Opt) (*kgo.Client
 		}),
 		kgo.DialTimeout(3 * time.Second),
 		kgo.RequestTimeoutOverhead(5 * time.Second),
+		// A broker that is killed or starts may end a new connection before its first answer. Taking that for a wrong
+		// configuration would fail what is being published, and what is behind it would overtake it.
+		kgo.AlwaysRetryEOF(),
 	}
 	client, err := kgo.NewClient(append(base, opts...)...)
 	if err != nil {

@@ -131,10 +131,14 @@ func (m *member) assigned(_ context.Context, client *kgo.Client, parts map[strin
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.joined.Store(true)
+	n := len(m.parts)
+	for _, ids := range parts {
+		n += len(ids)
+	}
 	for topic, ids := range parts {
 		for _, id := range ids {
 			key := tp{topic, id}
-			m.parts[key] = newPartition(m, client, key)
+			m.parts[key] = newPartition(m, client, key, m.cfg.MaxBytes/n)
 		}
 	}
 }
