@@ -18,6 +18,7 @@ import (
 type sent struct {
 	id, aggregate, kind string
 	seq                 int
+	overMQTT            bool
 	ordered             bool // one door took all events of the aggregate, so that they are in the log in their order
 }
 
@@ -91,8 +92,9 @@ func (l *traffic) pause() bool {
 	case <-time.After(100*time.Millisecond + rand.N(200*time.Millisecond)):
 		return true
 	case <-l.stopping:
-		return false
+	case <-l.ctx.Done():
 	}
+	return false
 }
 
 // until offers something again and again; false means that the traffic was broken off.
@@ -170,6 +172,7 @@ func (l *traffic) device(aggregate string, ordered, faulty bool) {
 	}
 	for seq := 1; ; seq++ {
 		e, at, payload := next(aggregate, seq, ordered)
+		e.overMQTT = true
 		if !l.until(offer("devices/"+aggregate+"/events/"+e.kind, payload, "event_id", e.id, "event_time", at)) {
 			return
 		}

@@ -43,7 +43,7 @@ func TestFaultsOfPostgres(t *testing.T) {
 
 	away := longer(time.Second, 20*time.Second)
 	r.suffer(t, i, fault{
-		name: "postgres stopped", hold: away, heal: func() { r.startPostgres(t) },
+		name: "postgres stopped", hold: longer(time.Second, 2*time.Minute), heal: func() { r.startPostgres(t) },
 		steps: []step{{func() { r.stopPostgres(t) }, everywhere}},
 	})
 	r.suffer(t, i, fault{
@@ -103,17 +103,17 @@ func (r *rig) locked(t *testing.T, name, timeout string) fault {
 		hold("ROLLBACK")
 		r.execute(t, `ALTER ROLE cornjacket RESET lock_timeout`)
 	}}
-	for n, w := range written {
-		f.steps = append(f.steps, step{func() {
-			if n == 0 {
-				if timeout != "" { // for new sessions
-					r.execute(t, `ALTER ROLE cornjacket SET lock_timeout = '`+timeout+`'`)
-					r.postgresNet.cut()
-				}
-				hold("BEGIN")
-			}
-			hold("LOCK TABLE " + w.table + " IN EXCLUSIVE MODE")
-		}, map[string]string{w.service: w.check}})
+	begin := func() {
+		if timeout != "" { // for new sessions
+			r.execute(t, `ALTER ROLE cornjacket SET lock_timeout = '`+timeout+`'`)
+			r.postgresNet.cut()
+		}
+		hold("BEGIN")
+		hold("LOCK TABLE projections IN EXCLUSIVE MODE")
+	}
+	f.steps = []step{
+		{begin, map[string]string{"eventhandler": "projections"}},
+		{func() { hold("LOCK TABLE outbox IN EXCLUSIVE MODE") }, map[string]string{"ingestion": "outbox", "relay": "postgres"}},
 	}
 	return f
 }

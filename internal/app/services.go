@@ -145,7 +145,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	})
 	letters := store.NewDeadLetters(pool)
 	man := p.postman(letters, routers.Eventhandler)
-	flushes := &flushLog{what: "projections", log: p.log}
+	flushes := &flushLog{what: "projections", log: p.log, now: p.now}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
 		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: letters, Added: man.Wake,
 		Now: p.now, MaxBatch: p.cfg.BatchSize, OnFlush: flushes.note,
@@ -157,6 +157,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	topics := p.topics()
 	port := p.port(config.Eventhandler)
 	p.watch(port, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
+		flushes.check(func() bool { return !sub.Oldest().IsZero() }),
 		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			d := health.Details{"partitions": sub.Assigned()}
 			if !sub.Joined() {
@@ -188,8 +189,9 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 	}
 	wake := &waker{}
 	var in *outbox.Publisher
+	var flushes *flushLog
 	if p.runs(config.Ingestion) {
-		flushes := &flushLog{what: "outbox", log: p.log}
+		flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
 		db := stdlib.OpenDBFromPool(pool)
 		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
 			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
@@ -206,7 +208,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 		}
 	}
 	if in != nil {
-		return p.startIngestion(pool, in, wake)
+		return p.startIngestion(pool, in, wake, flushes)
 	}
 	return nil
 }
@@ -258,7 +260,7 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 	return nil
 }
 
-func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker) error {
+func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker, flushes *flushLog) error {
 	source, check, err := p.mqttSource()
 	if err != nil {
 		return err
@@ -281,6 +283,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 		oldest = s.Oldest
 	}
 	p.watch(port, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+		flushes.check(func() bool { return in.Queued() > 0 }),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()
 			d := health.Details{"events": queued}
@@ -309,7 +312,7 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 	if err != nil {
 		return nil, health.Check{}, fmt.Errorf("MQTT_URL: %w", err)
 	}
-	return sub, health.Check{Name: "mqtt", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
+	return sub, health.Check{Name: "mqtt", Every: 250 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
 		if sub.Connected() {
 			return nil, nil
 		}
