@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// raising makes every write to a table fail as PostgreSQL fails for want of disk space.
-func raising(table string) []string {
+// raising makes every write to a table fail as PostgreSQL fails for want of disk space; when narrows it down.
+func raising(table, when string) []string {
 	return []string{
 		fmt.Sprintf(`CREATE OR REPLACE FUNCTION fault_%[1]s() RETURNS trigger LANGUAGE plpgsql AS
 			$$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$`, table),
-		fmt.Sprintf(`CREATE TRIGGER fault BEFORE INSERT OR UPDATE ON %[1]s FOR EACH ROW EXECUTE FUNCTION fault_%[1]s()`, table),
+		fmt.Sprintf(`CREATE TRIGGER fault BEFORE INSERT OR UPDATE ON %[1]s FOR EACH ROW %[2]s EXECUTE FUNCTION fault_%[1]s()`, table, when),
 	}
 }
 
@@ -82,7 +82,7 @@ func (r *rig) diskFull(t *testing.T) fault {
 		}
 	}}
 	for _, w := range written {
-		f.steps = append(f.steps, step{func() { r.execute(t, raising(w.table)...) }, map[string]string{w.service: w.check}})
+		f.steps = append(f.steps, step{func() { r.execute(t, raising(w.table, "")...) }, map[string]string{w.service: w.check}})
 	}
 	return f
 }

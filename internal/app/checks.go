@@ -123,6 +123,38 @@ func (f *flushLog) check(waiting func() bool) health.Check {
 	}}
 }
 
+// watchedLetters tells health whether dead letters can be stored. Those that can't are tried again and again, here or
+// by another instance that has their partition by then: what has not failed lately is no trouble of this one.
+type watchedLetters struct {
+	routers.DeadLetterStore
+	now func() time.Time
+
+	mu     sync.Mutex
+	err    error
+	failed time.Time
+}
+
+// Add stores a dead letter.
+func (w *watchedLetters) Add(ctx context.Context, l event.DeadLetter) error {
+	err := w.DeadLetterStore.Add(ctx, l)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err, w.failed = err, w.now()
+	return err
+}
+
+func (w *watchedLetters) check() health.Check {
+	const lately = 15 * time.Second // more than an attempt and the pause after it
+	return health.Check{Name: "dlq", Every: 500 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.err != nil && w.now().Sub(w.failed) < lately {
+			return nil, fmt.Errorf("dead letters can't be stored: %w", rootCause(w.err))
+		}
+		return nil, nil
+	}}
+}
+
 // apiIngester stores what comes over HTTP.
 type apiIngester struct{ publisher *outbox.Publisher }
 

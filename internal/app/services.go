@@ -144,10 +144,11 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot),
 	})
 	letters := store.NewDeadLetters(pool)
+	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
 	man := p.postman(letters, routers.Eventhandler)
 	flushes := &flushLog{what: "projections", log: p.log, now: p.now}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
-		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: letters, Added: man.Wake,
+		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: watched, Added: man.Wake,
 		Now: p.now, MaxBatch: p.cfg.BatchSize, OnFlush: flushes.note,
 	})
 	if err != nil {
@@ -157,7 +158,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	topics := p.topics()
 	port := p.port(config.Eventhandler)
 	p.watch(port, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
-		flushes.check(func() bool { return !sub.Oldest().IsZero() }),
+		flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
 		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			d := health.Details{"partitions": sub.Assigned()}
 			if !sub.Joined() {
@@ -246,16 +247,17 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 	}
 	sub := outbox.NewSubscriber(pool, cfg)
 	letters := store.NewDeadLetters(pool)
+	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
 	wake.relay, wake.letter = sub, p.postman(letters, routers.Ingestion, routers.Relay)
 	router, err := routers.NewRelay(routers.RelayConfig{
-		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: letters, Added: wake.letters, Now: p.now,
+		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: watched, Added: wake.letters, Now: p.now,
 	})
 	if err != nil {
 		return err
 	}
 	p.onStop(stageFlow, "relay", router.Close)
 	p.watch(p.port(config.Relay),
-		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now))
+		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now), watched.check())
 	p.goRun(router)
 	return nil
 }
@@ -265,8 +267,9 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	if err != nil {
 		return err
 	}
+	watched := &watchedLetters{DeadLetterStore: store.NewDeadLetters(pool), now: p.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
-		Stack: p.stack(), Subscriber: source, Store: in, Letters: store.NewDeadLetters(pool), Added: wake.letters,
+		Stack: p.stack(), Subscriber: source, Store: in, Letters: watched, Added: wake.letters,
 		Now: p.now, NewID: newID,
 	})
 	if err != nil {
@@ -283,7 +286,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 		oldest = s.Oldest
 	}
 	p.watch(port, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
-		flushes.check(func() bool { return in.Queued() > 0 }),
+		flushes.check(func() bool { return in.Queued() > 0 }), watched.check(),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()
 			d := health.Details{"events": queued}
