@@ -80,7 +80,9 @@ func (r *rig) poison(t *testing.T, partitions int32) (ids []string) {
 	for partition := range partitions {
 		for _, value := range []func(id string) string{
 			func(string) string { return "\x00\xff{not an event" },
-			func(id string) string { return `{"event_id":"` + id + `","event_type":"sensor.reading","aggregate_id":"poison","pay` },
+			func(id string) string {
+				return `{"event_id":"` + id + `","event_type":"sensor.reading","aggregate_id":"poison","pay`
+			},
 			func(id string) string { return reading(id, "poison", "2026-02-07T10:00:00Z", 1) }, // has no position
 		} {
 			id := newID()
