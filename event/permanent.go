@@ -1,6 +1,9 @@
 package event
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // What becomes of a message that failed is decided here, for all routers and stores:
 //
@@ -51,6 +54,13 @@ func Outage(err error) bool {
 	default:
 		return code == "25006" || code == "55P03"
 	}
+}
+
+// TooSlow tells whether a database was given less time than it would have taken, by a deadline of ours or its own
+// statement_timeout: with less to do at once it may succeed.
+func TooSlow(err error) bool {
+	_, code := sqlState(err)
+	return code == "57014" || errors.Is(err, context.DeadlineExceeded)
 }
 
 // sqlState returns the class and the whole of the SQLSTATE of an error; both are empty if it has none.

@@ -1,6 +1,7 @@
 package event
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -49,6 +50,10 @@ func TestKindsOfDatabaseErrors(t *testing.T) {
 		require.False(t, IsPermanent(err), "%s: a store says so with Permanent", code)
 		require.True(t, IsPermanent(fmt.Errorf("store: %w", Permanent(err))), code)
 	}
+	for _, err := range []error{sqlError("57014"), context.DeadlineExceeded} {
+		require.True(t, TooSlow(fmt.Errorf("write: %w", err)))
+	}
+	require.False(t, TooSlow(sqlError("53100")))
 	for _, err := range []error{nil, errors.New("connection refused")} {
 		require.False(t, Unstorable(err))
 		require.False(t, Outage(err))
