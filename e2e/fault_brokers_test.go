@@ -79,6 +79,12 @@ func TestFaultsOfBrokers(t *testing.T) {
 		r.suffer(t, i, fault{
 			name: "MQTT broker out of reach", hold: away, heal: r.mqttNet.allow, steps: []step{{r.mqttNet.refuse, ofMQTT}},
 		})
+		r.suffer(t, i, fault{
+			name: "silent network to bus", hold: away, heal: r.busNet.thaw, steps: []step{{r.busNet.freeze, ofBus}},
+		})
+		r.suffer(t, i, fault{
+			name: "silent network to MQTT", hold: away, heal: r.mqttNet.thaw, steps: []step{{r.mqttNet.freeze, ofMQTT}},
+		})
 	}
 	l.finish(t)
 	r.proven(t, l)

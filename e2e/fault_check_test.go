@@ -106,10 +106,6 @@ func (r *rig) projected(t *testing.T) {
 // each comes it is behind all earlier ones of its aggregate. What a crash repeats has the same position.
 func (r *rig) onTheBus(t *testing.T, log []logged) {
 	t.Helper()
-	type place struct {
-		topic     string
-		partition int32
-	}
 	want := map[string]logged{}
 	for _, e := range log {
 		want[e.EventID] = e

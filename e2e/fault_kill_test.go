@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,12 +94,44 @@ func TestFaultsOfPair(t *testing.T) {
 			led, short(published), short(moved), alone, short(green), short(time.Since(started)))
 		require.Less(t, published, recoversIn)
 	}
+	if full {
+		for _, led := range []bool{false, true} {
+			r.sleeper(t, led)
+		}
+	}
 	l.finish(t)
 	r.proven(t, l)
 	for _, i := range r.instances {
 		i.p.stop(t)
 	}
 	r.report(t)
+}
+
+// sleeper freezes one of two instances for longer than its session on the bus lasts, and lets it go on: the other has
+// its partitions by then, and what the first was about to write must not be applied again. While the one whose relay
+// leads is frozen the log waits for it: it holds the lock until its connection ends.
+func (r *rig) sleeper(t *testing.T, led bool) {
+	t.Helper()
+	r.balanced(t)
+	victim, other := r.instances[0], r.instances[1]
+	if leads(t, victim) != led {
+		victim, other = other, victim
+	}
+	frozen := time.Now()
+	require.NoError(t, victim.p.process.signal(syscall.SIGSTOP))
+	r.caughtUp(t)
+	alone := time.Since(frozen)
+	other.ready(t)
+	for time.Since(frozen) < 15*time.Second {
+		<-time.After(tick)
+	}
+	thawed := time.Now()
+	require.NoError(t, victim.p.process.signal(syscall.SIGCONT))
+	moved := r.moves(t, thawed)
+	victim.ready(t)
+	other.ready(t)
+	r.note(t, "one of two frozen for %s (relay led: %t): the log as it was applied by the other in %s; after it projections move in %s, all green in %s",
+		short(thawed.Sub(frozen)), led, short(alone), short(moved), short(time.Since(thawed)))
 }
 
 // balanced waits until the bus has given partitions to both instances.
@@ -121,7 +154,7 @@ func (r *rig) balanced(t *testing.T) {
 // leads tells whether the relay of an instance is the active one.
 func leads(t *testing.T, i *instance) bool {
 	t.Helper()
-	status, report, err := askHealth(t.Context(), i.p.relay)
+	status, report, err := askHealthWithin(t.Context(), i.p.relay, answers)
 	require.NoError(t, err)
 	require.Equal(t, 200, status)
 	return report.Checks["postgres"]["leading"] == true

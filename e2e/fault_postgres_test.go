@@ -69,6 +69,16 @@ func TestFaultsOfPostgres(t *testing.T) {
 		heal: func() { r.execute(t, mended("event_store"), mended("projections")) },
 	})
 
+	if full {
+		r.suffer(t, i, fault{
+			name: "silent network to postgres", hold: 20 * time.Second, heal: r.postgresNet.thaw,
+			steps: []step{{r.postgresNet.freeze, everywhere}},
+		})
+		r.suffer(t, i, fault{
+			name: "slow network to postgres", hold: 20 * time.Second, heal: func() { r.postgresNet.slow(0) },
+			steps: []step{{func() { r.postgresNet.slow(50 * time.Millisecond) }, nil}},
+		})
+	}
 	l.finish(t)
 	r.proven(t, l)
 	i.p.stop(t)
