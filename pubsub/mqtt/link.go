@@ -178,7 +178,9 @@ func newMessage(p *paho.Publish) *message.Message {
 	for _, u := range p.Properties.User {
 		switch u.Key {
 		case event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent:
-			msg.Metadata.Set(u.Key, u.Value)
+			if msg.Metadata.Get(u.Key) == "" { // a property given twice: the first counts, as with the embedded broker
+				msg.Metadata.Set(u.Key, u.Value)
+			}
 		}
 	}
 	return msg
