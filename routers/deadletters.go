@@ -111,6 +111,9 @@ func (p *poison) letter(msg *message.Message) event.DeadLetter {
 	}
 	if src.Offset >= 0 {
 		l.Offset = &src.Offset
+	} else if msg.UUID != "" {
+		// It is stored again if the answer is lost, and must then be known: what was handed out once is one letter.
+		l.ID = uuid.NewSHA1(uuid.NameSpaceOID, []byte(p.consumer+"\x00"+src.Topic+"\x00"+msg.UUID))
 	}
 	switch p.consumer {
 	case Ingestion:

@@ -145,10 +145,11 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot), Security: p.clients.bus,
 	})
 	letters := store.NewDeadLetters(pool)
+	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
 	man := p.postman(letters, routers.Eventhandler)
-	flushes := &flushLog{what: "projections", log: p.log}
+	flushes := &flushLog{what: "projections", log: p.log, now: p.now}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
-		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: letters, Added: man.Wake,
+		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: watched, Added: man.Wake,
 		Now: p.now, MaxBatch: 8 * p.cfg.BatchSize, OnFlush: flushes.note,
 	})
 	if err != nil {
@@ -168,6 +169,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	})
 	p.onStop(stageFlow, "event handler API", port.stopTaking)
 	p.watch(port, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
+		flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
 		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			d := health.Details{"partitions": sub.Assigned()}
 			if !sub.Joined() {
@@ -199,8 +201,9 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 	}
 	wake := &waker{}
 	var in *outbox.Publisher
+	var flushes *flushLog
 	if p.runs(config.Ingestion) {
-		flushes := &flushLog{what: "outbox", log: p.log}
+		flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
 		db := stdlib.OpenDBFromPool(pool)
 		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
 			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
@@ -217,7 +220,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 		}
 	}
 	if in != nil {
-		return p.startIngestion(pool, in, wake)
+		return p.startIngestion(pool, in, wake, flushes)
 	}
 	return nil
 }
@@ -255,27 +258,29 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 	}
 	sub := outbox.NewSubscriber(pool, cfg)
 	letters := store.NewDeadLetters(pool)
+	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
 	wake.relay, wake.letter = sub, p.postman(letters, routers.Ingestion, routers.Relay)
 	router, err := routers.NewRelay(routers.RelayConfig{
-		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: letters, Added: wake.letters, Now: p.now,
+		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: watched, Added: wake.letters, Now: p.now,
 	})
 	if err != nil {
 		return err
 	}
 	p.onStop(stageFlow, "relay", router.Close)
 	p.watch(p.port(config.Relay),
-		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now))
+		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now), watched.check())
 	p.goRun(router)
 	return nil
 }
 
-func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker) error {
+func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker, flushes *flushLog) error {
 	source, check, err := p.mqttSource()
 	if err != nil {
 		return err
 	}
+	watched := &watchedLetters{DeadLetterStore: store.NewDeadLetters(pool), now: p.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
-		Stack: p.stack(), Subscriber: source, Store: in, Letters: store.NewDeadLetters(pool), Added: wake.letters,
+		Stack: p.stack(), Subscriber: source, Store: in, Letters: watched, Added: wake.letters,
 		Now: p.now, NewID: newID,
 	})
 	if err != nil {
@@ -297,6 +302,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 		oldest = s.Oldest
 	}
 	p.watch(port, desk.check, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+		flushes.check(func() bool { return in.Queued() > 0 }), watched.check(),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()
 			d := health.Details{"events": queued}
@@ -325,7 +331,7 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 	if err != nil {
 		return nil, health.Check{}, fmt.Errorf("MQTT_URL: %w", err)
 	}
-	return sub, health.Check{Name: "mqtt", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
+	return sub, health.Check{Name: "mqtt", Every: 250 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
 		if sub.Connected() {
 			return nil, nil
 		}

@@ -46,7 +46,9 @@ type Subscriber struct {
 	wake chan struct{}
 
 	state     atomic.Pointer[State]
+	limit     int          // of the next sequencer's batches; of the subscription that is active
 	published atomic.Int64 // newest position of the acknowledged prefix
+	saved     atomic.Int64 // the cursor, as it was last written
 	lane      atomic.Pointer[window.Lane[mark]]
 
 	ctx    context.Context // ends with Close
@@ -91,7 +93,7 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Subscriber{cfg: cfg, pool: pool, wake: make(chan struct{}, 1), active: make(chan struct{}, 1)}
+	s := &Subscriber{cfg: cfg, pool: pool, limit: cfg.MaxBatch, wake: make(chan struct{}, 1), active: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.state.Store(&State{})
 	return s
@@ -242,9 +244,11 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 	helpers.Go(func() { s.listen(listenCtx) })
 
 	err = s.relay(ctx, laneCtx, seq, lane)
+	s.limit = seq.limit
 	if ctx.Err() == nil {
 		abandon()
 		<-lane.Done()
+		s.saveFailed(ctx)
 		return err
 	}
 	s.finish(lane, abandon)
@@ -286,6 +290,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		return err
 	}
 	s.published.Store(cursor)
+	s.saved.Store(cursor)
 	for {
 		p, err := seq.after(ctx, cursor)
 		if err != nil {
@@ -389,6 +394,19 @@ func (s *Subscriber) saveCursor(ctx context.Context, dirty <-chan struct{}) {
 	}
 }
 
+// saveFailed writes the cursor after a failure, if the database can do that: what has been published would be published
+// again each time that the relay begins anew, for as long as it fails.
+func (s *Subscriber) saveFailed(ctx context.Context) {
+	if s.published.Load() <= s.saved.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(s.cfg.Timeout, time.Second))
+	defer cancel()
+	if err := s.writeCursor(ctx); err != nil {
+		s.cfg.Log.Debug("saving the relay's cursor failed", "error", err)
+	}
+}
+
 // saveLast writes the cursor at the end of a subscription. A database that hangs must not hold up the end for long.
 func (s *Subscriber) saveLast() {
 	ctx, cancel := context.WithTimeout(context.Background(), min(s.cfg.Timeout, 3*time.Second))
@@ -401,10 +419,11 @@ func (s *Subscriber) saveLast() {
 func (s *Subscriber) writeCursor(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	_, err := s.pool.Exec(ctx,
-		`UPDATE relay_cursor SET position = $1, updated_at = now() WHERE name = 'bus' AND position < $1`, s.published.Load())
+	position := s.published.Load()
+	_, err := s.pool.Exec(ctx, `UPDATE relay_cursor SET position = $1, updated_at = now() WHERE name = 'bus' AND position < $1`, position)
 	if err != nil {
 		return fmt.Errorf("save relay cursor: %w", err)
 	}
+	s.saved.Store(position)
 	return nil
 }
