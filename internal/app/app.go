@@ -85,6 +85,7 @@ type platform struct {
 	pools    map[string]*pgxpool.Pool // by URL and use
 	closers  []closer
 	broker   *mochi.Broker // embedded; nil without one
+	pending  *prometheus.GaugeVec
 	clients  clients
 
 	topicsExist chan struct{} // see topics

@@ -156,9 +156,19 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 		return err
 	}
 	p.onStop(stageFlow, "event handler", router.Close)
+	desk, err := p.eventhandlerDesk(nil)
+	if err != nil {
+		return err
+	}
 	topics := p.topics()
 	port := p.port(config.Eventhandler)
-	p.watch(port, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
+	p.serve(port, func(mux *http.ServeMux) {
+		api.NewDeadLetters(mux, p.log, api.Info{
+			Title: "Cornjacket event handler", Description: "Dead letters of the event handler.", Version: Version,
+		}, desk.config(routers.Eventhandler))
+	})
+	p.onStop(stageFlow, "event handler API", port.stopTaking)
+	p.watch(port, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
 		flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
 		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			d := health.Details{"partitions": sub.Assigned()}
@@ -276,17 +286,22 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	if err != nil {
 		return err
 	}
+	desk, err := p.ingestionDesk()
+	if err != nil {
+		return err
+	}
 	port := p.port(config.Ingestion)
 	p.serve(port, func(mux *http.ServeMux) {
-		api.MountIngestion(mux, api.IngestionConfig{
+		a := api.MountIngestion(mux, api.IngestionConfig{
 			Ingester: apiIngester{in}, Now: p.now, NewID: newID, Log: p.log, Version: Version, Timeout: p.cfg.IngestTimeout,
 		})
+		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
 	})
 	oldest := func() time.Time { return time.Time{} }
 	if s, ok := source.(*mqtt.Subscriber); ok {
 		oldest = s.Oldest
 	}
-	p.watch(port, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+	p.watch(port, desk.check, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
 		flushes.check(func() bool { return in.Queued() > 0 }), watched.check(),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()

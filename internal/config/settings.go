@@ -102,7 +102,7 @@ type Broker struct {
 	// MQTTClientID names the durable session in which the MQTT broker keeps what ingestion has not acknowledged.
 	MQTTClientID string `name:"mqtt-client-id" type:"clientid" var:"MQTT_CLIENT_ID" default:"${mqtt_client_id}" placeholder:"ID" help:"Name of ingestion's session at the MQTT broker. It must stay the same across restarts, or events waiting in the session are lost, and differ between instances, or they throw each other out. Default: cornjacket-ingestion-<hostname>."`
 	// EmbeddedMQTT replaces the MQTT broker by one inside the process, which acknowledges a publish once it is stored.
-	EmbeddedMQTT bool `name:"embedded-mqtt" var:"EMBEDDED_MQTT" help:"Run an MQTT broker inside ingestion, on host and port of MQTT_URL, and take events from it."`
+	EmbeddedMQTT bool `name:"embedded-mqtt" var:"EMBEDDED_MQTT" help:"Run an MQTT broker inside ingestion, on host and port of MQTT_URL, and take events from it. Devices must give MQTT_USERNAME and MQTT_PASSWORD if they are set."`
 }
 
 // Topics are the properties of topics that the platform creates.

@@ -40,6 +40,8 @@ const sysTopicSeconds = 10
 type Config struct {
 	// Addr is the address to listen on, host:port; port 0 picks a free one.
 	Addr string
+	// Username and Password are what clients must give; everyone is let in if Username is empty.
+	Username, Password string
 	// MaxPacket is the greatest MQTT packet that is taken, in bytes; a client that sends a greater one is
 	// disconnected. Zero means DefaultMaxPacket.
 	MaxPacket uint32
@@ -58,7 +60,7 @@ var (
 	ErrSubscribed = errors.New("MQTT broker has a subscriber already")
 )
 
-// Broker is an MQTT 5.0 and 3.1.1 broker for development, without authentication, that keeps nothing on disk. It
+// Broker is an MQTT 5.0 and 3.1.1 broker for development, with one user at most, that keeps nothing on disk. It
 // implements Watermill's message.Subscriber. Its methods may be called concurrently.
 type Broker struct {
 	cfg    Config

@@ -3,6 +3,8 @@ package mochi
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"log/slog"
 	"time"
 
@@ -27,8 +29,16 @@ func (h *hook) Provides(method byte) bool {
 	}, method) >= 0
 }
 
-// OnConnectAuthenticate lets everyone in: the broker is for development and listens on the loopback address.
-func (h *hook) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
+// OnConnectAuthenticate lets in who gives user and password, or everyone if there is no user. How long it takes tells
+// nothing: hashes are compared, in constant time.
+func (h *hook) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
+	if h.b.cfg.Username == "" {
+		return true
+	}
+	user, wantUser := sha256.Sum256(pk.Connect.Username), sha256.Sum256([]byte(h.b.cfg.Username))
+	password, wantPassword := sha256.Sum256(pk.Connect.Password), sha256.Sum256([]byte(h.b.cfg.Password))
+	return subtle.ConstantTimeCompare(user[:], wantUser[:])&subtle.ConstantTimeCompare(password[:], wantPassword[:]) == 1
+}
 
 // OnACLCheck lets everyone read and write everything.
 func (h *hook) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
