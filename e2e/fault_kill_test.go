@@ -119,6 +119,9 @@ func (r *rig) sleeper(t *testing.T, led bool) {
 	}
 	frozen := time.Now()
 	require.NoError(t, victim.p.process.signal(syscall.SIGSTOP))
+	if !led {
+		r.relays(t, frozen.Add(time.Second)) // by then there is something in all its partitions
+	}
 	r.caughtUp(t)
 	alone := time.Since(frozen)
 	other.ready(t)
