@@ -47,6 +47,7 @@ type Subscriber struct {
 
 	state     atomic.Pointer[State]
 	published atomic.Int64 // newest position of the acknowledged prefix
+	saved     *cursor      // of the goroutine that saves; nil if unknown
 	lane      atomic.Pointer[window.Lane[mark]]
 
 	ctx    context.Context // ends with Close
@@ -232,6 +233,7 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 		},
 	})
 	s.lane.Store(lane)
+	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	var helpers sync.WaitGroup
 	saverCtx, stopSaver := context.WithCancel(laneCtx)
 	listenCtx, stopListening := context.WithCancel(ctx)
@@ -396,15 +398,4 @@ func (s *Subscriber) saveLast() {
 	if err := s.writeCursor(ctx); err != nil {
 		s.cfg.Log.Warn("saving the relay's cursor at the end failed; the last events will be published again", "error", err)
 	}
-}
-
-func (s *Subscriber) writeCursor(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	_, err := s.pool.Exec(ctx,
-		`UPDATE relay_cursor SET position = $1, updated_at = now() WHERE name = 'bus' AND position < $1`, s.published.Load())
-	if err != nil {
-		return fmt.Errorf("save relay cursor: %w", err)
-	}
-	return nil
 }
