@@ -57,6 +57,19 @@ func Up(ctx context.Context, db *sql.DB, service string) (int, error) {
 	return len(done), nil
 }
 
+// UpTo is Up to a version and no further, for tests of what the versions behind it do.
+func UpTo(ctx context.Context, db *sql.DB, service string, version int64) (int, error) {
+	p, err := provider(db, service)
+	if err != nil {
+		return 0, err
+	}
+	done, err := p.UpTo(ctx, version)
+	if err != nil {
+		return 0, fmt.Errorf("migrate %s to version %d: %w", service, version, err)
+	}
+	return len(done), nil
+}
+
 // Reset undoes all of a service's migrations: its tables and their rows are gone.
 func Reset(ctx context.Context, db *sql.DB, service string) (int, error) {
 	p, err := provider(db, service)

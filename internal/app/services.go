@@ -81,7 +81,8 @@ func (p *platform) startQuery(ctx context.Context) error {
 	port := p.port(config.Query)
 	reader := apiReader{store.NewReader(projections, events)}
 	p.serve(port, func(mux *http.ServeMux) {
-		api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
+		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
+		api.MountLedger(a, api.LedgerConfig{Accounts: p.accounts(events, projections), Log: p.log})
 	})
 	checks := []health.Check{postgresCheck(projections)}
 	if events != projections {

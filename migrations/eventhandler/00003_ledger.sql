@@ -24,7 +24,9 @@ BEGIN
                 OR EXISTS (SELECT FROM dlq d WHERE d.consumer = 'eventhandler' AND d.event_id = e.event_id AND d.status = 'replayed')
             GROUP BY p.projection_id
         ) AS n WHERE p.projection_id = n.projection_id AND p.event_count <> n.events;
-        whole := true;
+        -- A log that lacks what has been applied is not the one that it came from.
+        whole := NOT EXISTS (SELECT FROM projections p
+            WHERE NOT EXISTS (SELECT FROM event_store e WHERE e.position = p.position AND e.aggregate_id = p.aggregate_id));
     END IF;
     INSERT INTO consumer_counts (consumer, complete) VALUES ('eventhandler', whole);
 END $$;
