@@ -158,13 +158,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	topics := p.topics()
 	port := p.port(config.Eventhandler)
 	p.watch(port, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
-		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
-			d := health.Details{"partitions": sub.Assigned()}
-			if !sub.Joined() {
-				return d, errors.New("no partitions assigned yet")
-			}
-			return d, nil
-		}})
+		consumerLag(routers.Eventhandler, sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.background.Go(func() {
 		select { // a group that consumes topics that don't exist yet only finds them at the next refresh of metadata
 		case <-topics:
@@ -254,7 +248,8 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 	}
 	p.onStop(stageFlow, "relay", router.Close)
 	p.watch(p.port(config.Relay),
-		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now))
+		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
+		relayLag(sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.goRun(router)
 	return nil
 }

@@ -47,6 +47,7 @@ type Subscriber struct {
 
 	state     atomic.Pointer[State]
 	published atomic.Int64 // newest position of the acknowledged prefix
+	drained   atomic.Bool  // the outbox was empty when it was last looked at, and all behind the cursor was handed out
 	saved     *cursor      // of the goroutine that saves; nil if unknown
 	lane      atomic.Pointer[window.Lane[mark]]
 
@@ -233,6 +234,7 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 		},
 	})
 	s.lane.Store(lane)
+	s.drained.Store(false)
 	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	var helpers sync.WaitGroup
 	saverCtx, stopSaver := context.WithCancel(laneCtx)
@@ -310,6 +312,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		if err != nil {
 			return err
 		}
+		s.drained.Store(p.taken == 0 && !more)
 		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
 		if !send(p) {
 			return nil
