@@ -83,6 +83,23 @@ func Reset(ctx context.Context, db *sql.DB, service string) (int, error) {
 	return len(done), nil
 }
 
+// Newest returns the version of a service's newest migration.
+func Newest(service string) (int64, error) {
+	names, err := fs.Glob(files, service+"/*.sql")
+	if err != nil {
+		return 0, fmt.Errorf("list migrations of %s: %w", service, err)
+	}
+	var newest int64
+	for _, name := range names {
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return 0, fmt.Errorf("read version of migration %s: %w", name, err)
+		}
+		newest = max(newest, version)
+	}
+	return newest, nil
+}
+
 // Status is one migration of a service.
 type Status struct {
 	Service, Name string

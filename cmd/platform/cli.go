@@ -21,6 +21,7 @@ type cli struct {
 	Simulate config.Simulate `cmd:"" help:"Publish readings of simulated devices over MQTT."`
 	Routes   struct{}        `cmd:"" help:"Print the table of routers: what flows from where to where."`
 	Health   config.Health   `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
+	Doctor   config.Doctor   `cmd:"" help:"Check databases, bus, MQTT broker, services and ledger from outside; says what to do, exit code 1 if anything fails."`
 	Version  struct{}        `cmd:"" help:"Print the version."`
 }
 
@@ -99,6 +100,8 @@ func (p *program) command(name string, settings *cli) (func(context.Context) err
 		return func(context.Context) error { return p.work.routes(p.stdout) }, nil
 	case "health":
 		return func(ctx context.Context) error { return health(ctx, settings.Health, p.stdout) }, nil
+	case "doctor":
+		return func(ctx context.Context) error { return p.work.doctor(ctx, settings.Doctor, p.stdout) }, nil
 	case "version":
 		return func(context.Context) error { return printVersion(p.stdout) }, nil
 	default:

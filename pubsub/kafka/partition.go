@@ -30,7 +30,7 @@ type partition struct {
 	more   chan struct{}
 	queue  []*kgo.Record
 	stamps []stamp // see seen
-	bytes  int // of what is queued
+	bytes  int     // of what is queued
 	paused bool
 }
 

@@ -25,9 +25,9 @@ func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
 	}
 	var l Lag
 	var waiting, unpublished *time.Time
-	err := s.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT $2) AS some),
+	err := s.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT $2) AS first),
 		(SELECT ingested_at FROM outbox ORDER BY id LIMIT 1),
-		(SELECT count(*) FROM (SELECT FROM event_store WHERE position > $1 ORDER BY position LIMIT $2) AS some),
+		(SELECT count(*) FROM (SELECT FROM event_store WHERE position > $1 ORDER BY position LIMIT $2) AS first),
 		(SELECT ingested_at FROM event_store WHERE position > $1 ORDER BY position LIMIT 1)`, s.published.Load(), mostCounted).
 		Scan(&l.Outbox, &waiting, &l.Log, &unpublished)
 	if err != nil {
