@@ -78,6 +78,7 @@ func relayLag(sub *outbox.Subscriber, gauges *lagGauges, timeout time.Duration, 
 		lag, err := sub.Lag(ctx)
 		if err != nil { // the check of the database says so
 			gauges.set(routers.Relay, false, 0, 0)
+			s.since = time.Time{}
 			return health.Details{"leading": true, "lag": "unknown"}, nil
 		}
 		events, seconds := lag.Outbox+lag.Log, age(lag.Oldest, now())
@@ -105,6 +106,7 @@ func consumerLag(name string, sub *kafka.Subscriber, gauges *lagGauges, timeout 
 		lag, err := sub.Lag(askCtx)
 		if err != nil { // the check of the bus says so
 			gauges.set(name, false, 0, 0)
+			s.since = time.Time{}
 			d["lag"] = "unknown"
 			return d, nil
 		}
