@@ -99,10 +99,10 @@ func TestLedgerAndJourneyProblems(t *testing.T) {
 	known := full()
 	base := accountsServer(t, known)
 	for path, want := range map[string]int{
-		"/api/v1/events/" + uuid.NewString() + "/journey":                      404,
-		"/api/v1/events/17/journey":                                            422,
+		"/api/v1/events/" + uuid.NewString() + "/journey":                       404,
+		"/api/v1/events/17/journey":                                             422,
 		"/api/v1/events/" + known.journey.EventID.String() + "/journey?depth=1": 422,
-		"/api/v1/ledger?at=now":                                                422,
+		"/api/v1/ledger?at=now":                                                 422,
 	} {
 		require.Equal(t, want, get(t, base+path).status, path)
 	}

@@ -370,7 +370,7 @@ func TestAJourney(t *testing.T) {
 			j = b.journey(id(1), found)
 			require.Equal(t, "received done, stored done, published done, applied waiting", steps(j))
 			require.Equal(t, []string{"waiting", "eventhandler"}, []string{j.Status, j.WaitingAt})
-			require.EqualValues(t, []any{int32(3), int64(7), at}, []any{*j.Steps[2].Partition, *j.Steps[2].Offset, *j.Steps[2].At})
+			require.Equal(t, []any{int32(3), int64(7), at}, []any{*j.Steps[2].Partition, *j.Steps[2].Offset, *j.Steps[2].At})
 
 			b.refuse("eventhandler", id(2), 2, "pending")
 			b.apply("sensor_state", 2, 3)
