@@ -20,6 +20,7 @@ import (
 // a small table that reads all of it would be kept for a big one, or for one that is full of dead rows.
 func ProjectionSettings() map[string]string {
 	return map[string]string{
+		"jit":             "off", // what is switched off here counts as endlessly costly, and so as worth compiling
 		"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off",
 		"enable_hashjoin": "off", "enable_mergejoin": "off",
 	}
@@ -59,9 +60,9 @@ func readRows(ctx context.Context, pool *pgxpool.Pool, keys []event.ProjectionKe
 type columns struct {
 	rows []*located // as they will be
 
-	places           []pgtype.TID // where the old versions are
-	before           []int64      // their event_count
-	ids, events      []uuid.UUID
+	places           []pgtype.TID  // where the old versions are
+	before           []int64       // their event_count
+	ids, events      []pgtype.UUID // uuid.UUID would travel as text
 	types, keys      []string
 	states           []string
 	times            []time.Time
@@ -80,11 +81,11 @@ func (c *columns) add(k event.ProjectionKey, r *event.Projection, old *located) 
 		c.before = append(c.before, old.EventCount)
 	}
 	c.rows = append(c.rows, row)
-	c.ids = append(c.ids, row.ID)
+	c.ids = append(c.ids, pgtype.UUID{Bytes: row.ID, Valid: true})
 	c.types = append(c.types, k.Type)
 	c.keys = append(c.keys, k.AggregateID)
 	c.states = append(c.states, string(r.State))
-	c.events = append(c.events, r.LastEventID)
+	c.events = append(c.events, pgtype.UUID{Bytes: r.LastEventID, Valid: true})
 	c.times = append(c.times, r.LastEventTimestamp)
 	c.positions = append(c.positions, r.Position)
 	c.count = append(c.count, r.EventCount)
@@ -119,13 +120,13 @@ WITH written AS (
 func writeRows(ctx context.Context, pool *pgxpool.Pool, w *writing) (conflict bool, err error) {
 	places := make(map[uuid.UUID]pgtype.TID, len(w.changed.rows)+len(w.created.rows))
 	note := func(row pgx.Row) error {
-		var ids []uuid.UUID
+		var ids []pgtype.UUID
 		var at []pgtype.TID
 		if err := row.Scan(&ids, &at, nil); err != nil {
 			return err
 		}
 		for i, id := range ids {
-			places[id] = at[i]
+			places[id.Bytes] = at[i]
 		}
 		return nil
 	}

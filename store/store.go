@@ -57,6 +57,7 @@ func Open(ctx context.Context, cfg PoolConfig) (*pgxpool.Pool, error) {
 	params := c.ConnConfig.RuntimeParams
 	params["application_name"] = "cornjacket-" + cfg.Name
 	params["timezone"] = "UTC"
+	params["jit"] = "off" // compiling a statement costs more than any of ours
 	maps.Copy(params, cfg.Settings)
 	if cfg.StatementTimeout > 0 {
 		params["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())

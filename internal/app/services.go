@@ -149,7 +149,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	flushes := &flushLog{what: "projections", log: p.log}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
 		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: letters, Added: man.Wake,
-		Now: p.now, MaxBatch: p.cfg.BatchSize, OnFlush: flushes.note,
+		Now: p.now, MaxBatch: 8 * p.cfg.BatchSize, OnFlush: flushes.note,
 	})
 	if err != nil {
 		return err
