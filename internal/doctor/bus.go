@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
@@ -121,8 +123,11 @@ func checkGroup(ctx context.Context, admin *kadm.Client, group string) Finding {
 		l := lags[group]
 		err = l.Error()
 	}
+	if errors.Is(err, kerr.GroupIDNotFound) {
+		return a.warn(check, "start "+group, "nobody has joined it yet")
+	}
 	if err != nil {
-		return a.warn(check, "", "its lag can't be read: %s", reason(ctx, err))
+		return a.warn(check, "see the log of the bus", "its lag can't be read: %s", reason(ctx, err))
 	}
 	l := lags[group]
 	behind := l.Lag.Total()

@@ -78,13 +78,13 @@ func (d *database) check(ctx context.Context, timeout time.Duration) []Finding {
 	}()
 	var version string
 	if err := conn.QueryRow(ctx, `SHOW server_version`).Scan(&version); err != nil {
-		return []Finding{a.fail(d.name, "", "%s: %s", d.target(), reason(ctx, err))}
+		return []Finding{a.fail(d.name, "see the log of PostgreSQL", "%s: %s", d.target(), reason(ctx, err))}
 	}
 	found := []Finding{a.ok(d.name, "%s: PostgreSQL %s, %s", d.target(), version, time.Since(began).Round(100*time.Microsecond))}
 	for _, look := range []func(context.Context, *pgx.Conn) ([]Finding, error){d.durability, d.load, d.migrations} {
 		more, err := look(ctx, conn)
 		if err != nil {
-			more = []Finding{a.fail(d.name, "", "%s: %s", d.target(), reason(ctx, err))}
+			more = []Finding{a.fail(d.name, "see the log of PostgreSQL", "%s: %s", d.target(), reason(ctx, err))}
 		}
 		found = append(found, more...)
 	}

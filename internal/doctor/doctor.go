@@ -5,12 +5,16 @@ package doctor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cornjacket/platform-services/internal/config"
 )
@@ -145,10 +149,16 @@ func (a about) fail(check, advice, detail string, args ...any) Finding {
 	return Finding{Area: string(a), Check: check, Status: Fail, Advice: advice, Detail: fmt.Sprintf(detail, args...)}
 }
 
-// reason is an error in one line; of one that says only that time was up, what did not answer.
+// reason is an error in one line, by its cause: drivers tell of each address that they have tried.
 func reason(ctx context.Context, err error) string {
 	if ctx.Err() != nil {
 		return "does not answer"
+	}
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
+		return pg.Message
+	}
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		err = op.Err
 	}
 	return strings.Join(strings.Fields(err.Error()), " ")
 }
