@@ -23,7 +23,7 @@ func (p *platform) accounts(events, projections *pgxpool.Pool) apiAccounts {
 	consumers := []store.Consumer{projector(projections)}
 	return apiAccounts{
 		ledger:   store.NewLedger(events, consumers, p.now),
-		journeys: store.NewJourneys(events, consumers, kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Log: p.log})),
+		journeys: store.NewJourneys(events, consumers, kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.clients.bus, Log: p.log})),
 	}
 }
 

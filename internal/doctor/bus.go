@@ -14,13 +14,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/tlsconf"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/routers"
 )
 
 func checkBus(ctx context.Context, s config.Doctor) []Finding {
 	a := about("bus")
-	client, err := kafka.NewClient(s.RedpandaBrokers, slog.New(slog.DiscardHandler))
+	security, err := busSecurity(s.Bus)
+	if err != nil {
+		return []Finding{a.fail("brokers", "correct REDPANDA_TLS_CA_FILE", "%s", reason(ctx, err))}
+	}
+	client, err := kafka.NewSecureClient(s.RedpandaBrokers, security, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return []Finding{a.fail("brokers", "correct REDPANDA_BROKERS", "%s", reason(ctx, err))}
 	}
@@ -48,6 +53,19 @@ func checkBus(ctx context.Context, s config.Doctor) []Finding {
 		found = append(found, checkGroup(ctx, admin, routers.Eventhandler))
 	}
 	return found
+}
+
+func busSecurity(b config.Bus) (kafka.Security, error) {
+	s := kafka.Security{Username: b.RedpandaSASLUsername, Password: b.RedpandaSASLPassword}
+	if b.RedpandaSASLMechanism != config.SASLNone {
+		s.Mechanism = b.RedpandaSASLMechanism
+	}
+	if !b.RedpandaTLS {
+		return s, nil
+	}
+	var err error
+	s.TLS, err = tlsconf.Client(b.RedpandaTLSCAFile)
+	return s, err
 }
 
 func checkTopic(t kadm.TopicDetail, name string, brokers int, s config.Doctor) Finding {

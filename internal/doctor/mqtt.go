@@ -3,7 +3,6 @@ package doctor
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/tlsconf"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
 )
 
@@ -31,7 +31,11 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 	if u.Scheme == "ws" || u.Scheme == "wss" {
 		return []Finding{a.warn("connect", "see the log of ingestion at its start for what the broker granted", "%s: WebSocket is not checked", u.Host)}
 	}
-	conn, err := mqtt.Dial(ctx, u, &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}, s.Timeout)
+	trusted, err := tlsconf.Client(s.MQTTTLSCAFile)
+	if err != nil {
+		return []Finding{a.fail("connect", "correct MQTT_TLS_CA_FILE", "%s", reason(ctx, err))}
+	}
+	conn, err := mqtt.Dial(ctx, u, trusted, s.Timeout)
 	if err != nil {
 		return []Finding{a.fail("connect", "start the MQTT broker, or correct MQTT_URL", "%s: %s", u.Host, reason(ctx, err))}
 	}
@@ -61,7 +65,7 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 
 // embedded tells whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.
 func embedded(ctx context.Context, s config.Doctor) bool {
-	_, body, err := get(ctx, s.IngestionAddr, "/health")
+	_, body, err := get(ctx, s, s.IngestionAddr, "/health")
 	if err != nil {
 		return false
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/tlsconf"
 )
 
 // largest is more than any answer needs, in bytes.
@@ -24,19 +25,19 @@ func ports(s config.Doctor) []examination {
 	var all []examination
 	for _, service := range s.Services {
 		all = append(all, examination{area: "health", check: service, look: func(ctx context.Context) []Finding {
-			return []Finding{checkHealth(ctx, service, s.Of(service))}
+			return []Finding{checkHealth(ctx, s, service, s.Of(service))}
 		}})
 	}
 	if slices.Contains(s.Services, config.Query) {
 		all = append(all, examination{area: "ledger", check: "balance", look: func(ctx context.Context) []Finding {
-			return checkLedger(ctx, s.QueryAddr)
+			return checkLedger(ctx, s, s.QueryAddr)
 		}})
 	}
 	return all
 }
 
 // get asks a service. It returns the body with any status.
-func get(ctx context.Context, addr, path string) (int, []byte, error) {
+func get(ctx context.Context, s config.Doctor, addr, path string) (int, []byte, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return 0, nil, fmt.Errorf("read address: %w", err)
@@ -44,12 +45,18 @@ func get(ctx context.Context, addr, path string) (int, []byte, error) {
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() { // of a listener on all addresses
 		host = "localhost"
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+path, http.NoBody)
+	speak, scheme, err := transport(s)
+	if err != nil {
+		return 0, nil, err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+path, http.NoBody)
 	if err != nil {
 		return 0, nil, fmt.Errorf("make request: %w", err)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy
-	response, err := client.Do(request)
+	if s.Token != "" {
+		request.Header.Set("Authorization", "Bearer "+s.Token)
+	}
+	response, err := (&http.Client{Transport: speak}).Do(request)
 	if err != nil {
 		if u := (*url.Error)(nil); errors.As(err, &u) {
 			err = u.Err // the address is told anyway
@@ -64,9 +71,26 @@ func get(ctx context.Context, addr, path string) (int, []byte, error) {
 	return response.StatusCode, body, nil
 }
 
-func checkHealth(ctx context.Context, service, addr string) Finding {
+// transport speaks with the services as they are set up. It keeps no connections and uses no proxy.
+func transport(s config.Doctor) (t *http.Transport, scheme string, err error) {
+	t = &http.Transport{DisableKeepAlives: true}
+	switch {
+	case s.CAFile != "":
+		t.TLSClientConfig, err = tlsconf.Client(s.CAFile)
+	case s.CertFile != "":
+		t.TLSClientConfig, err = tlsconf.Pinned(s.CertFile)
+	default:
+		return t, "http", nil
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read certificates: %w", err)
+	}
+	return t, "https", nil
+}
+
+func checkHealth(ctx context.Context, s config.Doctor, service, addr string) Finding {
 	a := about("health")
-	status, body, err := get(ctx, addr, "/health")
+	status, body, err := get(ctx, s, addr, "/health")
 	if err != nil {
 		return a.fail(service, "start it, or correct its address", "%s: %s", addr, reason(ctx, err))
 	}
@@ -93,11 +117,14 @@ func checkHealth(ctx context.Context, service, addr string) Finding {
 	return a.ok(service, "ready at %s", addr)
 }
 
-func checkLedger(ctx context.Context, addr string) []Finding {
+func checkLedger(ctx context.Context, s config.Doctor, addr string) []Finding {
 	a := about("ledger")
-	status, body, err := get(ctx, addr, "/api/v1/ledger")
+	status, body, err := get(ctx, s, addr, "/api/v1/ledger")
 	if err != nil {
 		return []Finding{a.fail("balance", "start the query service", "%s: %s", addr, reason(ctx, err))}
+	}
+	if status == http.StatusUnauthorized || status == http.StatusForbidden {
+		return []Finding{a.fail("balance", "give a token with the scope read in API_TOKEN (platform token makes one)", "%s answered %d", addr, status)}
 	}
 	var l event.Ledger
 	if err := json.Unmarshal(body, &l); err != nil || status != http.StatusOK {

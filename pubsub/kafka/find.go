@@ -17,7 +17,8 @@ import (
 
 // FinderConfig configures a [Finder].
 type FinderConfig struct {
-	Brokers []string
+	Brokers  []string
+	Security Security
 	// Timeout bounds one search; 3 s if zero.
 	Timeout time.Duration
 	// MaxRecords is the most records that one search reads; 50,000 if zero.
@@ -89,7 +90,7 @@ type search struct {
 
 // bounds asks for the partition of a key, and for the offsets between which the event must be.
 func (f *Finder) bounds(ctx context.Context, s *search, key string, from time.Time) error {
-	client, err := NewClient(f.cfg.Brokers, f.cfg.Log)
+	client, err := NewSecureClient(f.cfg.Brokers, f.cfg.Security, f.cfg.Log)
 	if err != nil {
 		return err
 	}
@@ -143,7 +144,7 @@ func partitionOf(key, topic string, partitions int) int32 {
 }
 
 func (f *Finder) read(ctx context.Context, s *search) error {
-	client, err := NewClient(f.cfg.Brokers, f.cfg.Log,
+	client, err := NewSecureClient(f.cfg.Brokers, f.cfg.Security, f.cfg.Log,
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{
 			s.place.Topic: {s.place.Partition: kgo.NewOffset().At(s.from)},
 		}),
