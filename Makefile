@@ -8,7 +8,7 @@ GO            ?= go
 BIN           := bin/platform
 PACKAGES      ?= ./...
 # Longest run of the tests of one package.
-TEST_TIMEOUT  ?= 5m
+TEST_TIMEOUT  ?= 10m
 # Time for each fuzz target, and for each benchmark.
 FUZZTIME      ?= 10s
 BENCHTIME     ?= 1s

@@ -66,7 +66,7 @@ func TestFaultsOfPair(t *testing.T) {
 	r.instance(t)
 	l := startTraffic(t, r)
 	r.moves(t, time.Now())
-	for round := range longer(2, 6) {
+	for round := range longer(1, 6) { // with the second, dead partitions are waited for: 10 s
 		victim, other := r.instances[0], r.instances[1]
 		r.balanced(t)
 		led := round%2 == 0 // the one whose relay leads, and the one that stands by, in turn
