@@ -66,7 +66,7 @@ func TestFaultsOfPair(t *testing.T) {
 	r.instance(t)
 	l := startTraffic(t, r)
 	r.moves(t, time.Now())
-	for round := range longer(2, 6) {
+	for round := range longer(1, 6) { // with the second, dead partitions are waited for: 10 s
 		victim, other := r.instances[0], r.instances[1]
 		r.balanced(t)
 		led := round%2 == 0 // the one whose relay leads, and the one that stands by, in turn
@@ -119,6 +119,9 @@ func (r *rig) sleeper(t *testing.T, led bool) {
 	}
 	frozen := time.Now()
 	require.NoError(t, victim.p.process.signal(syscall.SIGSTOP))
+	if !led {
+		r.relays(t, frozen.Add(time.Second)) // by then there is something in all its partitions
+	}
 	r.caughtUp(t)
 	alone := time.Since(frozen)
 	other.ready(t)

@@ -22,6 +22,7 @@ type cli struct {
 	Routes   struct{}        `cmd:"" help:"Print the table of routers: what flows from where to where."`
 	Health   config.Health   `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
 	DLQ      config.DLQ      `cmd:"" name:"dlq" help:"List, show, replay and discard dead letters: what a consumer could not handle."`
+	Doctor   config.Doctor   `cmd:"" help:"Check databases, bus, MQTT broker, services and ledger from outside; says what to do, exit code 1 if anything fails."`
 	Token    config.Token    `cmd:"" help:"Make a bearer token for the HTTP APIs, and its entry for API_TOKENS."`
 	Version  struct{}        `cmd:"" help:"Print the version."`
 }
@@ -111,6 +112,8 @@ func (p *program) command(name string, settings *cli) (func(context.Context) err
 		}, nil
 	case "dlq discard":
 		return func(ctx context.Context) error { return discardLetters(ctx, settings.DLQ.Discard, p.stdout) }, nil
+	case "doctor":
+		return func(ctx context.Context) error { return p.work.doctor(ctx, settings.Doctor, p.stdout) }, nil
 	case "token":
 		return func(context.Context) error { return printToken(settings.Token, p.stdout) }, nil
 	case "version":

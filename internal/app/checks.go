@@ -55,7 +55,7 @@ func relayCheck(sub *outbox.Subscriber, now func() time.Time) health.Check {
 		s := sub.State()
 		d := health.Details{"leading": s.Leading}
 		if s.Leading {
-			d["position"], d["published"], d["lag_events"] = s.Sequenced, sub.Published(), max(0, s.Sequenced-sub.Published())
+			d["position"], d["published"] = s.Sequenced, sub.Published()
 		}
 		switch {
 		case s.Err != nil:

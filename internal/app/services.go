@@ -82,7 +82,8 @@ func (p *platform) startQuery(ctx context.Context) error {
 	port := p.port(config.Query)
 	reader := apiReader{store.NewReader(projections, events)}
 	p.serve(port, func(mux *http.ServeMux) {
-		api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
+		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
+		api.MountLedger(a, api.LedgerConfig{Accounts: p.accounts(events, projections), Log: p.log})
 	})
 	checks := []health.Check{postgresCheck(projections)}
 	if events != projections {
@@ -170,13 +171,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	p.onStop(stageFlow, "event handler API", port.stopTaking)
 	p.watch(port, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
 		flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
-		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
-			d := health.Details{"partitions": sub.Assigned()}
-			if !sub.Joined() {
-				return d, errors.New("no partitions assigned yet")
-			}
-			return d, nil
-		}})
+		consumerLag(routers.Eventhandler, sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.background.Go(func() {
 		select { // a group that consumes topics that don't exist yet only finds them at the next refresh of metadata
 		case <-topics:
@@ -268,7 +263,8 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 	}
 	p.onStop(stageFlow, "relay", router.Close)
 	p.watch(p.port(config.Relay),
-		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now), watched.check())
+		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now), watched.check(),
+		relayLag(sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.goRun(router)
 	return nil
 }

@@ -20,6 +20,17 @@ func (s *store) requeue(e event.Envelope, position int64) {
 	}))
 }
 
+// awaitCounted waits until the ledger has counted the log up to a position, and checks that it has each event once.
+func (s *store) awaitCounted(position int64) {
+	s.t.Helper()
+	var counted, events int64
+	require.Eventually(s.t, func() bool {
+		err := s.pool.QueryRow(s.t.Context(), `SELECT counted, sensor_events + user_actions + system_events FROM relay_cursor`).Scan(&counted, &events)
+		return err == nil && counted == position
+	}, soon, tick)
+	require.EqualValues(s.t, s.count("event_store"), events)
+}
+
 // An event that was sequenced and never published gets a new position, so that who has seen newer ones takes it.
 func TestRequeueGivesANewPosition(t *testing.T) {
 	t.Parallel()
@@ -29,12 +40,14 @@ func TestRequeueGivesANewPosition(t *testing.T) {
 	first, second := newEvent("a", 1), newEvent("a", 2)
 	require.NoError(t, p.Ingest(t.Context(), []event.Envelope{first, second}))
 	got := nextAcked(t, out, 2)
+	s.awaitCounted(2)
 	s.requeue(got[0].Envelope, 1)
 	again := nextAcked(t, out, 1)[0]
 	require.Equal(t, first.ID, again.ID)
 	require.EqualValues(t, 3, again.Metadata.Position)
 	require.Equal(t, 2, s.count("event_store"))
 	require.Equal(t, value(first), value(again.Envelope))
+	s.awaitCounted(3)
 
 	// The same once more, when it is not at that position any more, has no effect.
 	s.requeue(got[0].Envelope, 1)

@@ -162,6 +162,9 @@ WITH batch AS (
 	FROM numbered ORDER BY position
 	ON CONFLICT (event_id) DO NOTHING
 	RETURNING position
+), skipped AS (
+	UPDATE relay_cursor SET duplicates = duplicates + (SELECT count(*) FROM taken) - (SELECT count(*) FROM stored)
+	WHERE name = 'bus' AND (SELECT count(*) FROM taken) > (SELECT count(*) FROM stored)
 )
 SELECT n.position, n.event_id, n.event_type, n.aggregate_id, n.event_time, n.ingested_at,
 	n.payload::text, n.metadata::text, s.position IS NOT NULL

@@ -48,7 +48,8 @@ type Subscriber struct {
 	state     atomic.Pointer[State]
 	limit     int          // of the next sequencer's batches; of the subscription that is active
 	published atomic.Int64 // newest position of the acknowledged prefix
-	saved     atomic.Int64 // the cursor, as it was last written
+	drained   atomic.Bool  // the outbox was empty when it was last looked at, and all behind the cursor was handed out
+	saved     *cursor      // of the goroutine that saves; nil if unknown
 	lane      atomic.Pointer[window.Lane[mark]]
 
 	ctx    context.Context // ends with Close
@@ -234,6 +235,8 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 		},
 	})
 	s.lane.Store(lane)
+	s.drained.Store(false)
+	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	var helpers sync.WaitGroup
 	saverCtx, stopSaver := context.WithCancel(laneCtx)
 	listenCtx, stopListening := context.WithCancel(ctx)
@@ -248,6 +251,8 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 	if ctx.Err() == nil {
 		abandon()
 		<-lane.Done()
+		stopListening()
+		helpers.Wait() // the one that saves has ended with the lane
 		s.saveFailed(ctx)
 		return err
 	}
@@ -290,7 +295,6 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		return err
 	}
 	s.published.Store(cursor)
-	s.saved.Store(cursor)
 	for {
 		p, err := seq.after(ctx, cursor)
 		if err != nil {
@@ -313,6 +317,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		if err != nil {
 			return err
 		}
+		s.drained.Store(p.taken == 0 && !more)
 		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
 		if !send(p) {
 			return nil
@@ -397,7 +402,7 @@ func (s *Subscriber) saveCursor(ctx context.Context, dirty <-chan struct{}) {
 // saveFailed writes the cursor after a failure, if the database can do that: what has been published would be published
 // again each time that the relay begins anew, for as long as it fails.
 func (s *Subscriber) saveFailed(ctx context.Context) {
-	if s.published.Load() <= s.saved.Load() {
+	if s.saved != nil && s.published.Load() <= s.saved.position {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(s.cfg.Timeout, time.Second))
@@ -414,16 +419,4 @@ func (s *Subscriber) saveLast() {
 	if err := s.writeCursor(ctx); err != nil {
 		s.cfg.Log.Warn("saving the relay's cursor at the end failed; the last events will be published again", "error", err)
 	}
-}
-
-func (s *Subscriber) writeCursor(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	position := s.published.Load()
-	_, err := s.pool.Exec(ctx, `UPDATE relay_cursor SET position = $1, updated_at = now() WHERE name = 'bus' AND position < $1`, position)
-	if err != nil {
-		return fmt.Errorf("save relay cursor: %w", err)
-	}
-	s.saved.Store(position)
-	return nil
 }
