@@ -78,8 +78,9 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 		Flush: func(ctx context.Context, batch []*application) error {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
+			began := time.Now()
 			rows, err := apply(ctx, cfg.Store, batch)
-			p.folded = len(batch) >= 2*rows
+			p.folded, p.writing = len(batch) >= 2*rows, time.Since(began)
 			return err
 		},
 	})
@@ -92,7 +93,8 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 
 // pace bounds how often projections are written under load. It belongs to the goroutine of the batcher.
 type pace struct {
-	folded bool // the last batch had several events for each of its rows
+	folded  bool          // the last batch had several events for each of its rows
+	writing time.Duration // how long it took to write
 }
 
 const (
@@ -100,13 +102,13 @@ const (
 	maxGather = 500 * time.Millisecond
 )
 
-// next returns how long the next batch gathers. Where events fold into few rows, writing takes a quarter of the time at
-// most: when rows become costly to write, because an old transaction keeps all their dead versions or the database is
-// slow, they are written less often, and the rate of events stays.
+// next returns how long the next batch gathers after one that took so long in all. When rows become costly to write,
+// because an old transaction keeps all their dead versions or the database is slow, and events fold into few rows,
+// writing takes a quarter of the time at most: rows are written less often, and the rate of events stays.
 func (p *pace) next(took time.Duration) time.Duration {
 	wait := minPace - took
-	if p.folded {
-		wait = max(wait, min(3*took, maxGather))
+	if p.folded && p.writing > minPace {
+		wait = max(wait, min(3*p.writing, maxGather))
 	}
 	return wait
 }
