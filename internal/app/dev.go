@@ -11,13 +11,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/devstack"
 )
 
-// stackStop is the part of the shutdown timeout that is left for the development stack.
+// stackStop is the part of the shutdown timeout that is left for the development stack, which has what the services
+// leave of theirs too.
 const stackStop = 4 * time.Second
 
 // Dev runs services with an embedded PostgreSQL, Kafka API broker and MQTT broker, and prints to out where everything
@@ -36,8 +38,14 @@ func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (
 	if err != nil {
 		return fmt.Errorf("embedded PostgreSQL: %w", err)
 	}
+	var stopping atomic.Pointer[time.Time]
+	defer context.AfterFunc(ctx, func() { stopping.Store(new(time.Now())) })()
 	defer func() {
-		stopCtx, cancel := context.WithTimeout(context.Background(), stackStop)
+		left := stackStop
+		if began := stopping.Load(); began != nil {
+			left = max(left, cfg.ShutdownTimeout-time.Since(*began))
+		}
+		stopCtx, cancel := context.WithTimeout(context.Background(), left)
 		defer cancel()
 		err = errors.Join(err, postgres.Stop(stopCtx))
 	}()
