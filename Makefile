@@ -16,7 +16,8 @@ BENCHTIME     ?= 1s
 BENCHFLAGS    ?=
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
-COMPOSE       ?= docker compose
+# Finds Docker Compose, or builds it. COMPOSE_ENV_FILES may name a file with other images and ports.
+COMPOSE       ?= scripts/compose.sh
 SKELETON      := $(COMPOSE) -f compose/docker-compose.yaml
 
 # Git may be missing, as in a source archive.

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Builds stand-ins for the container images of the compose files, from what this machine has: PostgreSQL's binaries, and
+# programs of compose/standin. They are for machines that can't pull images, and for the test of the containers.
+# Usage: compose-standins.sh   then e.g. docker compose --env-file compose/standin/images.env -f compose/docker-compose.yaml up
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+DOCKER=${DOCKER:-docker}
+work=$(mktemp -d "${TMPDIR:-/tmp}/standins.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# Copies programs into the root file system $1, with the libraries that they load.
+add() {
+    local root=$1 program
+    shift
+    for program; do
+        program=$(readlink -f "$program")
+        install -D "$program" "$root$program"
+        { ldd "$program" 2>/dev/null || true; } | grep -oE '/[^ ]+\.so[^ ]*' | while read -r library; do
+            [[ -e $root$library ]] || install -D "$(readlink -f "$library")" "$root$library"
+        done
+    done
+}
+
+# Starts a root file system with a shell, for health checks, and the users that the images have.
+root() {
+    local root=$work/$1
+    mkdir -p "$root"/{bin,etc,run,tmp,usr/bin,var/lib}
+    chmod 1777 "$root/tmp"
+    add "$root" "$(command -v dash || command -v sh)"
+    ln -s "$(readlink -f "$(command -v dash || command -v sh)")" "$root/bin/sh"
+    printf '%s\n' 'root:x:0:0::/:/bin/sh' 'postgres:x:999:999::/:/bin/sh' 'nobody:x:65534:65534::/:/bin/sh' >"$root/etc/passwd"
+    printf '%s\n' 'root:x:0:' 'postgres:x:999:' 'nogroup:x:65534:' >"$root/etc/group"
+    echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
+    echo "$root"
+}
+
+# Puts the stand-in program into the root file system $1, under each of the other names.
+standin() {
+    local root=$1 name
+    shift
+    install -D "$work/program" "$root/usr/bin/standin"
+    for name; do ln -s standin "$root/usr/bin/$name"; done
+}
+
+# Makes an image of the root file system $1; the other arguments are instructions of its Dockerfile.
+image() {
+    local name=$1
+    shift
+    printf '%s\n' 'FROM scratch' 'COPY . /' 'ENV PATH=/usr/bin:/bin' "$@" >"$work/$name.Dockerfile"
+    if ! $DOCKER build --quiet --force-rm --tag "cornjacket-standin/$name" --file "$work/$name.Dockerfile" "$work/$name" >"$work/log" 2>&1; then
+        cat "$work/log" >&2
+        exit 1
+    fi
+    echo "standins: cornjacket-standin/$name"
+}
+
+postgres() {
+    local root bin share lib version
+    version=$(find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort -n | tail -n 1)
+    if [[ -z $version ]]; then
+        echo "standins: no PostgreSQL in /usr/lib/postgresql (scripts/setup.sh installs it)" >&2
+        exit 1
+    fi
+    root=$(root postgres)
+    standin "$root" postgres-entrypoint
+    bin=/usr/lib/postgresql/$version/bin
+    lib=/usr/lib/postgresql/$version/lib
+    share=/usr/share/postgresql/$version
+    add "$root" "$bin"/{postgres,initdb,pg_isready,psql}
+    ln -s "$version/bin" "$root/usr/lib/postgresql/bin"
+    ln -s ../lib/postgresql/bin/pg_isready "$root/usr/bin/pg_isready"
+    ln -s ../lib/postgresql/bin/psql "$root/usr/bin/psql"
+    mkdir -p "$root$lib" "$root$share" "$root/usr/share" "$root/usr/lib/locale"
+    cp -r "$lib"/{plpgsql.so,dict_snowball.so,*_and_*.so} "$root$lib/"
+    cp -rL "$share/." "$root$share/"
+    cp -r /usr/share/zoneinfo "$root/usr/share/"
+    cp -rL /usr/lib/locale/C.utf8 "$root/usr/lib/locale/"
+    image postgres 'ENTRYPOINT ["postgres-entrypoint"]' 'CMD ["postgres"]' 'STOPSIGNAL SIGINT' 'VOLUME /var/lib/postgresql/data'
+}
+
+redpanda() {
+    local root
+    root=$(root redpanda)
+    standin "$root" rpk
+    mkdir -p "$root/var/lib/redpanda/data"
+    image redpanda 'ENTRYPOINT ["rpk"]' 'VOLUME /var/lib/redpanda/data'
+}
+
+console() {
+    local root
+    root=$(root console)
+    standin "$root" console wget
+    image console 'ENTRYPOINT ["console"]' 'USER nobody'
+}
+
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/program" ./compose/standin
+postgres
+redpanda
+console
