@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds stand-ins for the container images of the compose files, from what this machine has: PostgreSQL's binaries, and
 # programs of compose/standin. They are for machines that can't pull images, and for the test of the containers.
-# Usage: compose-standins.sh   then e.g. docker compose --env-file compose/standin/images.env -f compose/docker-compose.yaml up
+# Usage: compose-standins.sh [postgres redpanda console emqx traefik platform]
+# then e.g. docker compose --env-file compose/standin/images.env -f compose/docker-compose.yaml up
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,11 +49,15 @@ image() {
     local name=$1
     shift
     printf '%s\n' 'FROM scratch' 'COPY . /' 'ENV PATH=/usr/bin:/bin' "$@" >"$work/$name.Dockerfile"
-    if ! $DOCKER build --quiet --force-rm --tag "cornjacket-standin/$name" --file "$work/$name.Dockerfile" "$work/$name" >"$work/log" 2>&1; then
+    build "$name"
+}
+
+build() {
+    if ! $DOCKER build --quiet --force-rm --tag "cornjacket-standin/$1" --file "$work/$1.Dockerfile" "$work/$1" >"$work/log" 2>&1; then
         cat "$work/log" >&2
         exit 1
     fi
-    echo "standins: cornjacket-standin/$name"
+    echo "standins: cornjacket-standin/$1"
 }
 
 postgres() {
@@ -94,7 +99,35 @@ console() {
     image console 'ENTRYPOINT ["console"]' 'USER nobody'
 }
 
+emqx() {
+    local root mosquitto
+    mosquitto=$(PATH=$PATH:/usr/sbin command -v mosquitto) || { echo "standins: no Mosquitto (scripts/setup.sh installs it)" >&2; exit 1; }
+    root=$(root emqx)
+    standin "$root" emqx
+    add "$root" "$mosquitto" "$(command -v mosquitto_passwd)"
+    mkdir -p "$root/usr/sbin" "$root/opt/emqx/data" "$root/opt/emqx/etc"
+    image emqx 'ENTRYPOINT ["emqx"]' 'CMD ["foreground"]'
+}
+
+traefik() {
+    local root
+    root=$(root traefik)
+    standin "$root" traefik
+    image traefik 'ENTRYPOINT ["traefik"]'
+}
+
+# The platform itself, from its own Dockerfile: only the two images are replaced that can't be pulled. The first compiles,
+# as this machine can; of the second nothing is needed but that it is empty.
+platform() {
+    mkdir -p "$work/platform"
+    CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=${VERSION:-devel} -X main.commit=${COMMIT:-unknown}" \
+        -o "$work/platform/platform" ./cmd/platform
+    sed -n -e '/^FROM \${BASE_IMAGE}$/,$p' Dockerfile |
+        sed -e 's/^FROM .*/FROM scratch/' -e 's|^COPY --from=build /platform|COPY platform|' >"$work/platform.Dockerfile"
+    build platform
+}
+
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/program" ./compose/standin
-postgres
-redpanda
-console
+for name in "${@:-postgres redpanda console emqx traefik platform}"; do
+    for image in $name; do "$image"; done
+done

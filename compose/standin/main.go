@@ -21,6 +21,8 @@ var programs = map[string]func(ctx context.Context, args []string) error{
 	"postgres-entrypoint": postgresEntrypoint,
 	"rpk":                 rpk,
 	"console":             console,
+	"emqx":                emqx,
+	"traefik":             traefik,
 	"wget":                wget,
 }
 

@@ -46,6 +46,8 @@ type Config struct {
 	// Handoff is the longest time that a publish waits for its event to become durable. After that its client is
 	// disconnected, unacknowledged, and sends it again when it is back. Zero means DefaultHandoff.
 	Handoff time.Duration
+	// Users are who may connect, and do what their name allows. Nil lets everyone do everything.
+	Users *Users
 	// Log takes what is worth a person's attention; the broker's own chatter is at debug level. Nil means slog.Default.
 	Log *slog.Logger
 }
@@ -58,7 +60,7 @@ var (
 	ErrSubscribed = errors.New("MQTT broker has a subscriber already")
 )
 
-// Broker is an MQTT 5.0 and 3.1.1 broker for development, without authentication, that keeps nothing on disk. It
+// Broker is an MQTT 5.0 and 3.1.1 broker for development that keeps nothing on disk. It
 // implements Watermill's message.Subscriber. Its methods may be called concurrently.
 type Broker struct {
 	cfg    Config

@@ -27,12 +27,6 @@ func (h *hook) Provides(method byte) bool {
 	}, method) >= 0
 }
 
-// OnConnectAuthenticate lets everyone in: the broker is for development and listens on the loopback address.
-func (h *hook) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
-
-// OnACLCheck lets everyone read and write everything.
-func (h *hook) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
-
 // OnPacketEncode mends what mochi sends: a CONNACK says the greatest packet that is taken, which is enforced anyway,
 // and a PUBACK says success where mochi writes the granted QoS, no reason code of a PUBACK (MQTT 5.0 §3.4.2.1).
 func (h *hook) OnPacketEncode(_ *mqtt.Client, pk packets.Packet) packets.Packet {
