@@ -68,7 +68,7 @@ func TestRulesOfTheBroker(t *testing.T) {
 	require.Equal(t, `pattern write devices/%u/#
 pattern read devices/%u/commands/#
 user platform
-topic read devices/+/events/+
+topic read devices/+/events/#
 topic read events
 user platform
 topic write devices/+/commands/+
