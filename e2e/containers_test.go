@@ -205,6 +205,8 @@ func TestContainerAccess(t *testing.T) {
 	platform, _, err := join("platform", "platform")
 	require.NoError(t, err)
 	require.Error(t, publish(platform, "devices/device-001/events/sensor.reading"), "it is no device")
+	platform, _, err = join("platform", "platform")
+	require.NoError(t, err)
 	for _, device := range []string{"device-002", "device-001"} {
 		require.NoError(t, publish(platform, "devices/"+device+"/commands/restart"))
 	}
