@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -164,51 +163,37 @@ func TestContainerAccess(t *testing.T) {
 		t.Skip("E2E_MQTT_ACCESS=1 says that the broker asks for users")
 	}
 	p := livePlatform()
-	join := func(user, password string) (*paho.Client, <-chan *paho.Publish, error) {
-		conn, err := net.Dial("tcp", p.mqtt)
-		require.NoError(t, err)
-		t.Cleanup(func() { _ = conn.Close() })
-		seen := make(chan *paho.Publish, 10)
-		client := paho.NewClient(paho.ClientConfig{Conn: conn, OnPublishReceived: []func(paho.PublishReceived) (bool, error){
-			func(r paho.PublishReceived) (bool, error) { seen <- r.Packet; return true, nil },
-		}})
-		_, err = client.Connect(t.Context(), &paho.Connect{
-			ClientID: unique(user), CleanStart: true, KeepAlive: 60,
-			UsernameFlag: user != "", Username: user, PasswordFlag: user != "", Password: []byte(password),
-		})
-		return client, seen, err
-	}
 	for user, password := range map[string]string{"": "", "device-001": "wrong", "stranger": "stranger"} {
-		_, _, err := join(user, password)
+		_, _, err := join(t, p.mqtt, user, password)
 		require.Error(t, err, "user %q", user)
 	}
 
-	own, commands, err := join("device-001", "device-001")
+	device, commands, err := join(t, p.mqtt, "device-001", "device-001")
 	require.NoError(t, err)
 	publish := func(client *paho.Client, topic string) error {
 		_, err := client.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Payload: []byte(`{"value":1,"unit":"celsius"}`)})
 		return err
 	}
 	before := stored(t, p)
-	require.NoError(t, publish(own, "devices/device-001/events/sensor.reading"))
+	require.NoError(t, publish(device, "devices/device-001/events/sensor.reading"))
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.Equal(c, before["device-001"]+1, stored(t, p)["device-001"])
 	}, wait, 4*tick)
 	for _, topic := range []string{"devices/device-002/events/sensor.reading", "events"} {
-		other, _, err := join("device-001", "device-001") // a broker may end the connection
+		other, _, err := join(t, p.mqtt, "device-001", "device-001") // a broker may end the connection
 		require.NoError(t, err)
 		require.Error(t, publish(other, topic), topic)
 	}
 	for _, filter := range []string{"#", "devices/device-002/commands/#", "devices/device-001/commands/#"} {
-		_, _ = own.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: filter, QoS: 1}}}) // refused or ignored
+		_, _ = device.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: filter, QoS: 1}}}) // refused or ignored
 	}
-	platform, _, err := join("platform", "platform")
+	platform, _, err := join(t, p.mqtt, "platform", "platform")
 	require.NoError(t, err)
 	require.Error(t, publish(platform, "devices/device-001/events/sensor.reading"), "it is no device")
-	platform, _, err = join("platform", "platform")
+	platform, _, err = join(t, p.mqtt, "platform", "platform")
 	require.NoError(t, err)
-	for _, device := range []string{"device-002", "device-001"} {
-		require.NoError(t, publish(platform, "devices/"+device+"/commands/restart"))
+	for _, name := range []string{"device-002", "device-001"} {
+		require.NoError(t, publish(platform, "devices/"+name+"/commands/restart"))
 	}
 	select {
 	case command := <-commands:

@@ -44,18 +44,31 @@ standin() {
     for name; do ln -s standin "$root/usr/bin/$name"; done
 }
 
-# Makes an image of the root file system $1; the other arguments are instructions of its Dockerfile.
+# Makes an image of the root file system $1; the other arguments are instructions of a Dockerfile that import knows.
 image() {
-    local name=$1
+    local name=$1 old change=(--change 'ENV PATH=/usr/bin:/bin')
     shift
-    printf '%s\n' 'FROM scratch' 'COPY . /' 'ENV PATH=/usr/bin:/bin' "$@" >"$work/$name.Dockerfile"
-    build "$name"
+    for instruction; do change+=(--change "$instruction"); done
+    old=$($DOCKER images --quiet "cornjacket-standin/$name")
+    tar -C "$work/$name" --numeric-owner --owner 0 --group 0 -c . | $DOCKER import "${change[@]}" - "cornjacket-standin/$name" >/dev/null
+    replaced "$name" "$old"
 }
 
+# Builds an image with the Dockerfile and the folder of the name $1.
 build() {
+    local old
+    old=$($DOCKER images --quiet "cornjacket-standin/$1")
     if ! $DOCKER build --quiet --force-rm --tag "cornjacket-standin/$1" --file "$work/$1.Dockerfile" "$work/$1" >"$work/log" 2>&1; then
         cat "$work/log" >&2
         exit 1
+    fi
+    replaced "$1" "$old"
+}
+
+# Says that the image $1 is there, and deletes the one that it has replaced, $2, unless a container uses it.
+replaced() {
+    if [[ -n $2 && $2 != $($DOCKER images --quiet "cornjacket-standin/$1") ]]; then
+        $DOCKER rmi "$2" >/dev/null 2>&1 || true
     fi
     echo "standins: cornjacket-standin/$1"
 }
@@ -67,7 +80,7 @@ postgres() {
         echo "standins: no PostgreSQL in /usr/lib/postgresql (scripts/setup.sh installs it)" >&2
         exit 1
     fi
-    root=$(root postgres)
+    root=$(root postgres-base)
     standin "$root" postgres-entrypoint
     bin=/usr/lib/postgresql/$version/bin
     lib=/usr/lib/postgresql/$version/lib
@@ -81,7 +94,10 @@ postgres() {
     cp -rL "$share/." "$root$share/"
     cp -r /usr/share/zoneinfo "$root/usr/share/"
     cp -rL /usr/lib/locale/C.utf8 "$root/usr/lib/locale/"
-    image postgres 'ENTRYPOINT ["postgres-entrypoint"]' 'CMD ["postgres"]' 'STOPSIGNAL SIGINT' 'VOLUME /var/lib/postgresql/data'
+    image postgres-base 'ENTRYPOINT ["postgres-entrypoint"]' 'CMD ["postgres"]' 'VOLUME /var/lib/postgresql/data'
+    mkdir "$work/postgres"
+    printf '%s\n' 'FROM cornjacket-standin/postgres-base' 'STOPSIGNAL SIGINT' >"$work/postgres.Dockerfile" # import does not know it
+    build postgres
 }
 
 redpanda() {
@@ -127,7 +143,7 @@ platform() {
     build platform
 }
 
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/program" ./compose/standin
+CGO_ENABLED=0 GOFLAGS=-buildvcs=false go build -trimpath -ldflags '-s -w' -o "$work/program" ./compose/standin
 for name in "${@:-postgres redpanda console emqx traefik platform}"; do
     for image in $name; do "$image"; done
 done
