@@ -16,10 +16,13 @@ BENCHTIME     ?= 1s
 BENCHFLAGS    ?=
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
+GOVULNCHECK_VERSION := v1.9.0
+GOVULNCHECK   := bin/tools/govulncheck-$(GOVULNCHECK_VERSION)
 # Finds Docker Compose, or builds it. COMPOSE_ENV_FILES may name a file with other images and ports.
 COMPOSE       ?= scripts/compose.sh
 SKELETON      := $(COMPOSE) -f compose/docker-compose.yaml
-FULLSTACK     := $(SKELETON) -f compose/docker-compose.fullstack.yaml
+# PUBLIC=1 publishes HTTP and MQTT beyond loopback, with tokens and passwords.
+FULLSTACK     := $(SKELETON) -f compose/docker-compose.fullstack.yaml $(if $(PUBLIC),-f compose/docker-compose.public.yaml)
 # What fullstack-up runs as the platform. Unless it is set, it is built from this source.
 PLATFORM_IMAGE ?=
 
@@ -100,7 +103,7 @@ build: ## Build bin/platform
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/platform
 
 .PHONY: check
-check: fmt-check vet lint test ## All that must be right before a change goes in: format, vet, lint, test
+check: fmt-check vet lint vulncheck test ## All that must be right before a change goes in: format, vet, lint, vulncheck, test
 
 .PHONY: fmt
 fmt: ## Format the Go files
@@ -125,6 +128,14 @@ $(GOLANGCI_LINT):
 	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) into bin/tools, once; takes some minutes"
 	@GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 	@mv bin/tools/golangci-lint $@
+
+.PHONY: vulncheck
+vulncheck: $(GOVULNCHECK) ## Look for known vulnerabilities in what is called (VULNCHECK=required: fail without the database)
+	@scripts/vulncheck.sh $(GOVULNCHECK) $(PACKAGES)
+
+$(GOVULNCHECK):
+	@GOBIN=$(CURDIR)/bin/tools $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
+	@mv bin/tools/govulncheck $@
 
 ##@ Test
 

@@ -59,7 +59,8 @@ func New(mux *http.ServeMux, log *slog.Logger, info Info) *API {
 			// A relative server: the document is right behind a gateway too.
 			Servers: []*huma.Server{{URL: "/"}},
 			Components: &huma.Components{
-				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				SecuritySchemes: securitySchemes(),
 			},
 		},
 		Formats:       map[string]huma.Format{"application/json": format, "json": format},
@@ -89,8 +90,9 @@ func (a *API) serveDocument(document func() ([]byte, error)) http.HandlerFunc {
 // for an answer that has not begun: a [*Problem], an [event.Error], one of the errors of this package, or a bug.
 type handler func(w http.ResponseWriter, r *http.Request, query url.Values) error
 
-// handle adds an operation to the port and to its document.
+// handle adds an operation to the port and to its document. Which token it needs is not its own choice: see accessRules.
 func (a *API) handle(op *huma.Operation, h handler) {
+	describe(op)
 	var known []string
 	for _, p := range op.Parameters {
 		if p.In == "query" {

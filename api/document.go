@@ -112,6 +112,14 @@ func answers(status int, description string, body *huma.Schema, problems map[int
 	return all
 }
 
+// headersTooLarge is what the HTTP server answers by itself, before any of this package has seen the request.
+func headersTooLarge() *huma.Response {
+	return &huma.Response{
+		Description: "Request line and headers are over 32 KiB. The connection is closed; there is no correlation ID.",
+		Content:     map[string]*huma.MediaType{"text/plain": {Schema: text("")}},
+	}
+}
+
 func problemAnswer(code int, why string) *huma.Response {
 	return &huma.Response{
 		Description: why,

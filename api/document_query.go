@@ -37,7 +37,7 @@ func envelopeSchema() *huma.Schema {
 
 func projectionSchema() *huma.Schema {
 	return object("Current state of one aggregate.",
-		[]string{"projection_id", "projection_type", "aggregate_id", "state", "last_event_id", "last_event_timestamp", "position", "updated_at"},
+		[]string{"projection_id", "projection_type", "aggregate_id", "state", "last_event_id", "last_event_timestamp", "position", "event_count", "updated_at"},
 		map[string]*huma.Schema{
 			"projection_id":        formatted("uuid", ""),
 			"projection_type":      text(""),
@@ -46,6 +46,7 @@ func projectionSchema() *huma.Schema {
 			"last_event_id":        formatted("uuid", "The event that gave the state."),
 			"last_event_timestamp": formatted("date-time", "Its event_time, in UTC."),
 			"position":             integer("Of the newest event that was applied.", 0),
+			"event_count":          integer("How many events the state is made of.", 0),
 			"updated_at":           formatted("date-time", "When the state was written, in UTC."),
 		})
 }

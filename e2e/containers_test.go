@@ -174,10 +174,10 @@ func TestContainerAccess(t *testing.T) {
 		_, err := client.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Payload: []byte(`{"value":1,"unit":"celsius"}`)})
 		return err
 	}
-	before := stored(t, p)
+	before := eventCounts(t, p)
 	require.NoError(t, publish(device, "devices/device-001/events/sensor.reading"))
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		require.Equal(c, before["device-001"]+1, stored(t, p)["device-001"])
+		require.Equal(c, before["device-001"]+1, eventCounts(t, p)["device-001"])
 	}, wait, 4*tick)
 	for _, topic := range []string{"devices/device-002/events/sensor.reading", "events"} {
 		other, _, err := join(t, p.mqtt, "device-001", "device-001") // a broker may end the connection
@@ -201,11 +201,11 @@ func TestContainerAccess(t *testing.T) {
 	case <-time.After(wait):
 		require.Fail(t, "no command came")
 	}
-	require.Equal(t, before["device-002"], stored(t, p)["device-002"])
+	require.Equal(t, before["device-002"], eventCounts(t, p)["device-002"])
 }
 
-// stored counts the events of the two devices that the broker knows.
-func stored(t testing.TB, p *platform) map[string]int {
+// eventCounts counts the events of the two devices that the broker knows.
+func eventCounts(t testing.TB, p *platform) map[string]int {
 	t.Helper()
 	counts := map[string]int{}
 	for _, device := range []string{"device-001", "device-002"} {

@@ -16,6 +16,7 @@ type Projection struct {
 	LastEventID        uuid.UUID      `json:"last_event_id"`        // the event that gave the state
 	LastEventTimestamp time.Time      `json:"last_event_timestamp"` // its event_time
 	Position           int64          `json:"position"`             // of the newest event that was applied
+	EventCount         int64          `json:"event_count"`          // events that were applied, each counted once
 	UpdatedAt          time.Time      `json:"updated_at"`
 }
 

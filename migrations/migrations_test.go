@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -50,6 +51,18 @@ func up(t *testing.T, db *sql.DB, service string, want int) {
 	require.Equal(t, want, n)
 }
 
+// filesOf returns the names of a service's migrations, in their order.
+func filesOf(t *testing.T, service string) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(service, "*.sql"))
+	require.NoError(t, err)
+	require.NotEmpty(t, paths)
+	for i := range paths {
+		paths[i] = filepath.Base(paths[i])
+	}
+	return paths
+}
+
 func count(t *testing.T, db *sql.DB, query string) int {
 	t.Helper()
 	var n int
@@ -65,7 +78,7 @@ func TestUpCreatesTheTablesOfOneService(t *testing.T) {
 		t.Run(service, func(t *testing.T) {
 			t.Parallel()
 			db := open(t, "")
-			up(t, db, service, 1)
+			up(t, db, service, len(filesOf(t, service)))
 			up(t, db, service, 0)
 			for _, table := range append(tables, "goose_"+service) {
 				require.True(t, exists(t, db, table), table)
@@ -108,13 +121,13 @@ func TestUpConcurrently(t *testing.T) {
 			for n := range applied {
 				total += n
 			}
-			require.Equal(t, 2, total, "each migration is applied by one of them")
+			require.Equal(t, len(filesOf(t, ingestion))+len(filesOf(t, eventhandler)), total, "each migration is applied by one of them")
 			for service, tables := range owned {
 				db := open(t, urls[service])
 				for _, table := range tables {
 					require.True(t, exists(t, db, table), table)
 				}
-				require.Equal(t, 1, count(t, db, `SELECT count(*) FROM goose_`+service+` WHERE version_id > 0`))
+				require.Equal(t, len(filesOf(t, service)), count(t, db, `SELECT count(*) FROM goose_`+service+` WHERE version_id > 0`))
 			}
 		})
 	}
@@ -126,7 +139,7 @@ func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
 	var shapes [][]string
 	for _, service := range migrations.Services() {
 		db := open(t, "")
-		up(t, db, service, 1)
+		up(t, db, service, len(filesOf(t, service)))
 		rows, err := db.Query(`
 			SELECT column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '-')
 			FROM information_schema.columns WHERE table_name = 'dlq'
@@ -153,19 +166,28 @@ func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
 func TestList(t *testing.T) {
 	t.Parallel()
 	db := open(t, "")
-	before := map[string]string{ingestion: "00001_log.sql", eventhandler: "00001_projections.sql"}
-	for service, name := range before {
-		list, err := migrations.List(t.Context(), db, service)
+	list := func(service string) (names []string, applied int) {
+		all, err := migrations.List(t.Context(), db, service)
 		require.NoError(t, err)
-		require.Equal(t, []migrations.Status{{Service: service, Name: name}}, list)
+		for _, m := range all {
+			require.Equal(t, service, m.Service)
+			names = append(names, m.Name)
+			if m.Applied {
+				applied++
+			}
+		}
+		return names, applied
 	}
-	up(t, db, ingestion, 1)
-	list, err := migrations.List(t.Context(), db, ingestion)
-	require.NoError(t, err)
-	require.Equal(t, []migrations.Status{{Service: ingestion, Name: "00001_log.sql", Applied: true}}, list)
-	list, err = migrations.List(t.Context(), db, eventhandler)
-	require.NoError(t, err)
-	require.False(t, list[0].Applied, "the other service's is not touched")
+	for _, service := range migrations.Services() {
+		names, applied := list(service)
+		require.Equal(t, filesOf(t, service), names)
+		require.Zero(t, applied)
+	}
+	up(t, db, ingestion, len(filesOf(t, ingestion)))
+	names, applied := list(ingestion)
+	require.Len(t, names, applied)
+	_, applied = list(eventhandler)
+	require.Zero(t, applied, "the other service's is not touched")
 }
 
 func TestResetLeavesOtherServicesAlone(t *testing.T) {
@@ -174,15 +196,15 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 		t.Run(service, func(t *testing.T) {
 			t.Parallel()
 			db := open(t, "")
-			up(t, db, ingestion, 1)
-			up(t, db, eventhandler, 1)
+			up(t, db, ingestion, len(filesOf(t, ingestion)))
+			up(t, db, eventhandler, len(filesOf(t, eventhandler)))
 			for _, consumer := range []string{"ingestion", "relay", "eventhandler"} {
 				_, err := db.Exec(addLetter, consumer)
 				require.NoError(t, err)
 			}
 			n, err := migrations.Reset(t.Context(), db, service)
 			require.NoError(t, err)
-			require.Equal(t, 1, n)
+			require.Equal(t, len(filesOf(t, service)), n)
 			require.False(t, exists(t, db, owned[service][0]))
 			for _, table := range owned[other] {
 				require.True(t, exists(t, db, table), table)
@@ -195,7 +217,7 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 				require.Equal(t, 2, count(t, db, `SELECT count(*) FROM dlq`))
 			}
 			up(t, db, other, 0)
-			up(t, db, service, 1)
+			up(t, db, service, len(filesOf(t, service)))
 		})
 	}
 }
@@ -210,7 +232,7 @@ func TestUpResetUp(t *testing.T) {
 	}
 	for range 2 {
 		for _, service := range migrations.Services() {
-			up(t, db, service, 1)
+			up(t, db, service, len(filesOf(t, service)))
 		}
 		_, err := db.Exec(`INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
 			VALUES (gen_random_uuid(), 'a.b', 'x', now(), now(), '{}', '{}')`)
@@ -220,7 +242,7 @@ func TestUpResetUp(t *testing.T) {
 		for _, service := range migrations.Services() {
 			n, err := migrations.Reset(t.Context(), db, service)
 			require.NoError(t, err)
-			require.Equal(t, 1, n)
+			require.Equal(t, len(filesOf(t, service)), n)
 		}
 	}
 }

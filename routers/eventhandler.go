@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -34,8 +35,8 @@ func topicsOf(projections []handlers.Projection) []string {
 	return topics
 }
 
-// ProjectionStore reads the rows of keys, lets fold change or add rows, and writes those whose position has grown, in
-// one transaction that holds them. It returns fold's error as it is, and marks with [event.Permanent] what no retry mends.
+// ProjectionStore gives fold the rows of keys, to change and add to, and writes those whose position has grown, in one
+// transaction. It calls fold again if the rows turn out to have been others. It returns fold's error as it is, and marks with [event.Permanent] what no retry mends.
 type ProjectionStore interface {
 	Update(ctx context.Context, keys []event.ProjectionKey, fold func(map[event.ProjectionKey]*event.Projection) error) error
 }
@@ -49,7 +50,7 @@ type EventhandlerConfig struct {
 	Letters     DeadLetterStore
 	Added       func() // told of each dead letter; may be nil
 	Now         func() time.Time
-	// MaxBatch is the most events of one transaction; 1,000 if zero.
+	// MaxBatch is the most events of one transaction; 8,000 if zero.
 	MaxBatch int
 	// OnFlush, if set, is told the outcome of each attempt at a transaction.
 	OnFlush func(events int, err error)
@@ -61,22 +62,25 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 		cfg.Projections = Projections()
 	}
 	if cfg.MaxBatch == 0 {
-		cfg.MaxBatch = 1000
+		cfg.MaxBatch = 8000
 	}
 	letters := newPoison(Eventhandler, cfg.Letters, cfg.Now, cfg.Log, cfg.Added)
 	router, err := newRouter(Eventhandler, cfg.Stack, cfg.Subscriber, letters)
 	if err != nil {
 		return nil, err
 	}
+	var p pace
 	projector := window.NewBatcher(window.BatcherConfig[*application]{
 		MaxBatch: cfg.MaxBatch,
 		OnFlush:  cfg.OnFlush,
-		Pace:     pace,
+		Pace:     p.next,
 		Prepare:  func(a **application) error { return (*a).read(cfg.Projections) },
 		Flush: func(ctx context.Context, batch []*application) error {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
-			return apply(ctx, cfg.Store, batch)
+			rows, err := apply(ctx, cfg.Store, batch)
+			p.folded = len(batch) >= 2*rows
+			return err
 		},
 	})
 	topics := strings.Join(topicsOf(cfg.Projections), ",")
@@ -86,8 +90,26 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 	return &Router{name: Eventhandler, router: router, letters: letters, drain: projector.Close}, nil
 }
 
-// pace bounds how often projections are written under load: a transaction costs about as much as thirty events.
-const pace = 20 * time.Millisecond
+// pace bounds how often projections are written under load. It belongs to the goroutine of the batcher.
+type pace struct {
+	folded bool // the last batch had several events for each of its rows
+}
+
+const (
+	minPace   = 20 * time.Millisecond // a transaction costs about as much as thirty events
+	maxGather = 500 * time.Millisecond
+)
+
+// next returns how long the next batch gathers. Where events fold into few rows, writing takes a quarter of the time at
+// most: when rows become costly to write, because an old transaction keeps all their dead versions or the database is
+// slow, they are written less often, and the rate of events stays.
+func (p *pace) next(took time.Duration) time.Duration {
+	wait := minPace - took
+	if p.folded {
+		wait = max(wait, min(3*took, maxGather))
+	}
+	return wait
+}
 
 // application is one event and the projections it is to be applied to.
 type application struct {
@@ -114,19 +136,20 @@ func (a *application) read(projections []handlers.Projection) error {
 	return nil
 }
 
-// apply folds a batch into its projections, in order, in one transaction. Rows remember the position of the newest
-// event applied, so that an event that comes again has no second effect.
-func apply(ctx context.Context, s ProjectionStore, batch []*application) error {
-	var keys []event.ProjectionKey
+// apply folds a batch into its projections, in order, in one transaction, and returns how many rows it is about. Rows
+// remember the position of the newest event applied, so that an event that comes again has no second effect.
+func apply(ctx context.Context, s ProjectionStore, batch []*application) (rows int, err error) {
+	distinct := make(map[event.ProjectionKey]struct{}, len(batch))
 	for _, a := range batch {
 		for _, p := range a.projections {
-			keys = append(keys, event.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID})
+			distinct[event.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID}] = struct{}{}
 		}
 	}
-	if len(keys) == 0 {
-		return nil
+	if len(distinct) == 0 {
+		return 0, nil
 	}
-	return s.Update(ctx, keys, func(rows map[event.ProjectionKey]*event.Projection) error {
+	keys := slices.Collect(maps.Keys(distinct))
+	return len(keys), s.Update(ctx, keys, func(rows map[event.ProjectionKey]*event.Projection) error {
 		for _, a := range batch {
 			for _, p := range a.projections {
 				if err := reduce(rows, p, &a.event); err != nil {
@@ -157,5 +180,6 @@ func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projectio
 		rows[key] = row
 	}
 	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, e.Metadata.Position
+	row.EventCount++
 	return nil
 }

@@ -167,6 +167,7 @@ func TestEventsAreAppliedExactlyOnce(t *testing.T) {
 	for i := range aggregates {
 		p, _ := projected(t, pool, "count", fmt.Sprintf("device-%d", i))()
 		require.Equal(t, strconv.Itoa(each+1), string(p.State))
+		require.Equal(t, int64(each+1), p.EventCount)
 	}
 	require.Empty(t, letters(t, pool))
 }
@@ -320,6 +321,7 @@ func TestTheProjectionsOfThePlatform(t *testing.T) {
 		return ok && p.Position == 12
 	}, soon, 20*time.Millisecond)
 	p, _ := get()
+	require.Equal(t, int64(12), p.EventCount, "also those that are older than the state")
 	require.JSONEq(t, `{"value":11}`, string(p.State))
 	require.Equal(t, newest.ID, p.LastEventID)
 	require.Equal(t, newest.Time, p.LastEventTimestamp)

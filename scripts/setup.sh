@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Go and a C compiler (for the race detector): PostgreSQL's server binaries,
-# Mosquitto with its clients, kcat. Does nothing when all is there. `make dev` needs none of it.
+# Mosquitto with its clients, kcat. Does nothing when all is there. `make dev` needs none of it. Where Java is
+# installed it also fetches Apache Kafka (kafka.sh), whose tests are skipped where it can't be had.
 #
 # The packages are installed without starting their services, so that ports 1883 and 5432 stay free.
 set -euo pipefail
@@ -31,7 +32,17 @@ if ! have "${CC:-gcc}" && ! have cc; then
     exit 1
 fi
 
+# Apache Kafka is welcome, not needed: one line says why it is not there.
+fetch_kafka() {
+    local script
+    script=$(dirname "${BASH_SOURCE[0]}")/kafka.sh
+    if have java && ! "$script" check >/dev/null 2>&1 && ! "$script" fetch >/dev/null; then
+        echo "setup: tests against Apache Kafka will be skipped" >&2
+    fi
+}
+
 if ((${#missing[@]} == 0)); then
+    fetch_kafka
     echo "setup: PostgreSQL, Mosquitto and kcat are installed"
     exit 0
 fi
@@ -92,4 +103,5 @@ for program in mosquitto mosquitto_pub kcat; do
     have "$program" || { echo "setup: $program is still not found" >&2; exit 1; }
 done
 have_postgres || { echo "setup: PostgreSQL's initdb and postgres are still not found" >&2; exit 1; }
+fetch_kafka
 echo "setup: installed; no service was started"

@@ -4,167 +4,121 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"time"
 
-	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
 )
 
-// Projections writes projections. It may be used concurrently.
-type Projections struct{ pool *pgxpool.Pool }
+// Projections writes projections. It remembers the rows it has written, and where they are, so that a batch is one
+// statement that goes straight to its rows: it reads nothing, locks nothing beforehand, and does not walk the dead
+// versions of a row, of which an old transaction of another session may keep thousands. What it remembers is only ever a
+// guess, which the statement checks: should anybody else have written, deleted or moved a row, nothing is written and
+// the rows are read anew. It may be used concurrently.
+type Projections struct {
+	pool  *pgxpool.Pool
+	known *rowCache
+}
 
-// NewProjections returns a writer on pool, which stays the caller's.
-func NewProjections(pool *pgxpool.Pool) *Projections { return &Projections{pool: pool} }
+// NewProjections returns a writer on pool, which stays the caller's; its connections should have [ProjectionSettings].
+func NewProjections(pool *pgxpool.Pool) *Projections {
+	return &Projections{pool: pool, known: newRowCache(rowCacheBytes)}
+}
 
-// errConflict says that another writer created a row between our reading and our writing.
-var errConflict = errors.New("projection was written by another instance at the same time")
+// errConflict says that another writer was faster again and again.
+var errConflict = errors.New("projections are being written by another instance at the same time")
 
-// Update reads the rows of keys, lets fold change them, and writes those whose position has grown, all in one
-// transaction that holds the rows. Rows that don't exist are missing from the map; fold adds them. An error of fold
-// undoes everything and is returned as it is. Errors that no retry mends are marked with [event.Permanent].
+// maxConflicts is how often a batch is tried anew. Two instances have the same rows only around a rebalance.
+const maxConflicts = 5
+
+// Update gives fold the rows of keys and writes those whose position it has made grow, all in one transaction. Rows that
+// don't exist are missing from the map; fold adds them. Fold must raise EventCount with each event, which makes it the
+// version of a row, and may be called again with newer rows if those were no longer true. An error of fold is returned
+// as it is, and nothing is written. Errors that no retry mends are marked with [event.Permanent].
 func (p *Projections) Update(ctx context.Context, keys []event.ProjectionKey, fold func(rows map[event.ProjectionKey]*event.Projection) error) error {
 	slices.SortFunc(keys, func(a, b event.ProjectionKey) int { // one order for all writers: no deadlocks
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.AggregateID, b.AggregateID))
 	})
 	keys = slices.Compact(keys)
-	conn, err := p.pool.Acquire(ctx)
-	if err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
-	// A connection that is still in a transaction is closed by the pool, which undoes the transaction.
-	defer conn.Release()
-	rows, err := lockRows(ctx, conn, keys)
-	if err != nil {
-		return err
-	}
-	before := make(map[event.ProjectionKey]int64, len(rows))
-	for k, r := range rows {
-		before[k] = r.Position
-	}
-	if err := fold(rows); err != nil {
-		return rollback(ctx, conn, err)
-	}
-	if err := writeRows(ctx, conn, keys, rows, before); err != nil {
-		return rollback(ctx, conn, err)
-	}
-	return nil
-}
-
-// rollback keeps the connection for others, if that is possible, and returns err.
-func rollback(ctx context.Context, conn *pgxpool.Conn, err error) error {
-	_, _ = conn.Exec(ctx, "ROLLBACK") // else the pool closes the connection
-	return err
-}
-
-// lockRows begins the transaction and reads the rows, in one round trip.
-func lockRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKey) (map[event.ProjectionKey]*event.Projection, error) {
-	types, ids := make([]string, len(keys)), make([]string, len(keys))
-	for i, k := range keys {
-		types[i], ids[i] = k.Type, k.AggregateID
-	}
-	batch := &pgx.Batch{}
-	batch.Queue("BEGIN")
-	batch.Queue(`
-		SELECT p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp, p.position
-		FROM unnest($1::text[], $2::text[]) AS k (type, id)
-		JOIN projections p ON p.projection_type = k.type AND p.aggregate_id = k.id
-		ORDER BY 1, 2 FOR UPDATE OF p`, types, ids)
-	results := conn.SendBatch(ctx, batch)
-	defer func() { _ = results.Close() }() // its errors have been seen
-	if _, err := results.Exec(); err != nil {
-		return nil, fmt.Errorf("begin: %w", err)
-	}
-	rows, err := results.Query()
-	if err != nil {
-		return nil, fmt.Errorf("read projections: %w", err)
-	}
-	defer rows.Close()
-	found := make(map[event.ProjectionKey]*event.Projection, len(keys))
-	for rows.Next() {
-		var r event.Projection
-		err := rows.Scan(&r.Type, &r.AggregateID, (*[]byte)(&r.State), (*[16]byte)(&r.LastEventID), &r.LastEventTimestamp, &r.Position)
+	for attempt := 1; ; attempt++ {
+		before, guessed, err := p.load(ctx, keys)
 		if err != nil {
-			return nil, fmt.Errorf("read projection: %w", err)
+			return err
 		}
-		found[event.ProjectionKey{Type: r.Type, AggregateID: r.AggregateID}] = &r
+		rows := make(map[event.ProjectionKey]*event.Projection, len(before))
+		for k, r := range before {
+			row := r.Projection
+			rows[k] = &row
+		}
+		if err := fold(rows); err != nil {
+			return err
+		}
+		w := changes(keys, before, rows)
+		if guessed && w.untouched {
+			// An event that comes again changes nothing. That must not be decided by what is remembered: the row may have
+			// been deleted since, for a rebuild.
+			p.known.forget(keys)
+			continue
+		}
+		conflict, err := p.write(ctx, w)
+		if err == nil && !conflict {
+			return nil
+		}
+		p.known.forget(keys) // also when it is not known whether they were written
+		if err != nil {
+			return err
+		}
+		if attempt >= maxConflicts {
+			return errConflict
+		}
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read projections: %w", err)
+}
+
+// load returns the rows of keys as they are believed to be; guessed says that some are only remembered.
+func (p *Projections) load(ctx context.Context, keys []event.ProjectionKey) (rows map[event.ProjectionKey]*located, guessed bool, err error) {
+	rows, unknown := p.known.lookup(keys)
+	guessed = len(rows) > 0
+	if len(unknown) > 0 {
+		if err := readRows(ctx, p.pool, unknown, rows); err != nil {
+			return nil, false, err
+		}
 	}
-	return found, nil
+	return rows, guessed, nil
 }
 
-// columns are the arguments of a multi-row write.
-type columns struct {
-	types, ids, states []string
-	events             []uuid.UUID
-	times              []time.Time
-	positions          []int64
+// writing is what a batch changes.
+type writing struct {
+	changed, created columns
+	untouched        bool // some row stays as it was
 }
 
-func (c *columns) add(k event.ProjectionKey, r *event.Projection) {
-	c.types = append(c.types, k.Type)
-	c.ids = append(c.ids, k.AggregateID)
-	c.states = append(c.states, string(r.State))
-	c.events = append(c.events, r.LastEventID)
-	c.times = append(c.times, r.LastEventTimestamp)
-	c.positions = append(c.positions, r.Position)
-}
-
-func (c *columns) args() []any {
-	return []any{c.types, c.ids, c.states, c.events, c.times, c.positions}
-}
-
-const unnestRows = `unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::bigint[])
-	AS n (type, id, state, event, time, position)`
-
-// writeRows writes what has changed and commits, in one round trip if no row is new.
-func writeRows(ctx context.Context, conn *pgxpool.Conn, keys []event.ProjectionKey, rows map[event.ProjectionKey]*event.Projection, before map[event.ProjectionKey]int64) error {
-	var created, changed columns
+func changes(keys []event.ProjectionKey, before map[event.ProjectionKey]*located, rows map[event.ProjectionKey]*event.Projection) writing {
+	var w writing
 	for _, k := range keys {
-		r := rows[k]
-		position, existed := before[k]
+		old, r := before[k], rows[k]
 		switch {
-		case r == nil || existed && r.Position <= position:
-		case existed:
-			changed.add(k, r)
+		case r == nil:
+		case old == nil:
+			w.created.add(k, r, nil)
+		case r.Position > old.Position:
+			w.changed.add(k, r, old)
 		default:
-			created.add(k, r)
+			w.untouched = true
 		}
 	}
-	if err := insertRows(ctx, conn, &created); err != nil {
-		return err
-	}
-	batch := &pgx.Batch{}
-	if len(changed.ids) > 0 { // they are locked: each is there
-		batch.Queue(`UPDATE projections p SET state = n.state::jsonb, last_event_id = n.event,
-				last_event_timestamp = n.time, position = n.position, updated_at = now()
-			FROM `+unnestRows+` WHERE p.projection_type = n.type AND p.aggregate_id = n.id`, changed.args()...)
-	}
-	batch.Queue("COMMIT")
-	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("write projections: %w", classify(err))
-	}
-	return nil
+	return w
 }
 
-// insertRows adds rows. One that is there by now has been added by another instance, whose effect must not be lost.
-func insertRows(ctx context.Context, conn *pgxpool.Conn, created *columns) error {
-	if len(created.ids) == 0 {
-		return nil
+// write writes a batch and remembers it; conflict says that nothing was written since a row is not what it was taken for.
+func (p *Projections) write(ctx context.Context, w writing) (conflict bool, err error) {
+	if len(w.changed.rows)+len(w.created.rows) == 0 {
+		return false, nil
 	}
-	tag, err := conn.Exec(ctx, `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position)
-		SELECT type, id, state::jsonb, event, time, position FROM `+unnestRows+` ON CONFLICT DO NOTHING`, created.args()...)
-	if err != nil {
-		return fmt.Errorf("add projections: %w", classify(err))
+	conflict, err = writeRows(ctx, p.pool, &w)
+	if err == nil && !conflict {
+		p.known.remember(w.changed.rows)
+		p.known.remember(w.created.rows)
 	}
-	if tag.RowsAffected() != int64(len(created.ids)) {
-		return errConflict
-	}
-	return nil
+	return conflict, err
 }

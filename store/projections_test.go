@@ -24,10 +24,14 @@ type rows = map[event.ProjectionKey]*event.Projection
 // put returns a fold that sets a row, whatever it was.
 func put(k event.ProjectionKey, state string, position int64) func(rows) error {
 	return func(r rows) error {
-		r[k] = &event.Projection{
+		row := &event.Projection{
 			Type: k.Type, AggregateID: k.AggregateID, State: jsontext.Value(state),
-			LastEventID: id(int(position)), LastEventTimestamp: t0, Position: position,
+			LastEventID: id(int(position)), LastEventTimestamp: t0, Position: position, EventCount: 1,
 		}
+		if old := r[k]; old != nil {
+			row.EventCount = old.EventCount + 1
+		}
+		r[k] = row
 		return nil
 	}
 }
@@ -131,58 +135,104 @@ func TestUpdateIsNotPermanentWhenTheTableIsMissing(t *testing.T) {
 	require.False(t, event.IsPermanent(err), "%v", err)
 }
 
-func TestUpdateHoldsItsRows(t *testing.T) {
+// What another instance writes, creates, deletes or moves between our reading and our writing is noticed: fold is given
+// the rows as they are then.
+func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
+	t.Parallel()
+	k, other := key("device-1"), key("device-2")
+	for name, tc := range map[string]struct {
+		exists    bool // before, and known to the writer
+		meanwhile func(t *testing.T, pool *pgxpool.Pool)
+		want      string
+		count     int64
+	}{
+		"created": {false, func(t *testing.T, pool *pgxpool.Pool) {
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, increment(k, 5)))
+		}, "2", 2},
+		"changed": {true, func(t *testing.T, pool *pgxpool.Pool) {
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, increment(k, 5)))
+		}, "3", 3},
+		"deleted": {true, func(t *testing.T, pool *pgxpool.Pool) {
+			_, err := pool.Exec(t.Context(), `DELETE FROM projections WHERE aggregate_id = $1`, k.AggregateID)
+			require.NoError(t, err)
+		}, "1", 1},
+		"replaced": {true, func(t *testing.T, pool *pgxpool.Pool) { // at the same place, by a row that looks the same
+			_, err := pool.Exec(t.Context(), `DELETE FROM projections`)
+			require.NoError(t, err)
+			_, err = pool.Exec(t.Context(), `VACUUM projections`)
+			require.NoError(t, err)
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, put(k, "100", 1)))
+		}, "101", 2},
+		"moved": {true, func(t *testing.T, pool *pgxpool.Pool) {
+			_, err := pool.Exec(t.Context(), `UPDATE projections SET updated_at = now()`)
+			require.NoError(t, err)
+		}, "2", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := database(t)
+			p := store.NewProjections(pool)
+			if tc.exists {
+				require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 1)))
+			}
+			folds := 0
+			require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{other, k}, func(r rows) error {
+				if folds++; folds == 1 {
+					tc.meanwhile(t, pool)
+				}
+				return errors.Join(increment(k, 9)(r), put(other, `{}`, 8)(r))
+			}))
+			require.Equal(t, 2, folds)
+			row := read(t, pool, k)
+			require.Equal(t, tc.want, string(row.State))
+			require.Equal(t, tc.count, row.EventCount)
+			require.Equal(t, int64(9), row.Position)
+			require.JSONEq(t, `{}`, string(read(t, pool, other).State))
+		})
+	}
+}
+
+// A row that is deleted for a rebuild gets all its events again, with positions that the writer has seen before.
+func TestUpdateDoesNotSkipByWhatItRemembers(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
 	p := store.NewProjections(pool)
 	k := key("device-1")
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, put(k, `{"n":0}`, 1)))
-	inside, release, first := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	let := sync.OnceFunc(func() { close(release) })
-	defer let()
-	go func() {
-		first <- p.Update(context.Background(), []event.ProjectionKey{k}, func(r rows) error {
-			close(inside)
-			<-release
-			return put(k, `{"n":1}`, 2)(r)
-		})
-	}()
-	<-inside
-	second := make(chan int64, 1)
-	go func() {
-		_ = p.Update(context.Background(), []event.ProjectionKey{k}, func(r rows) error {
-			second <- r[k].Position
-			return nil
-		})
-	}()
-	require.Eventually(t, func() bool { // the second one is waiting for the lock
-		var waiting int
-		err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
-			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
-		return err == nil && waiting == 1
-	}, 10*time.Second, 5*time.Millisecond)
-	let()
-	require.NoError(t, <-first)
-	require.Equal(t, int64(2), <-second, "it sees what the first one wrote")
+	for i := range 3 {
+		require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, int64(i+1))))
+	}
+	_, err := pool.Exec(t.Context(), `DELETE FROM projections`)
+	require.NoError(t, err)
+	for i := range 2 {
+		require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, int64(i+1))))
+		require.Equal(t, strconv.Itoa(i+1), string(read(t, pool, k).State))
+	}
+	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 2)))
+	require.Equal(t, "2", string(read(t, pool, k).State), "this one came again")
 }
 
-// A row that another instance creates between the reading and the writing is a conflict: to be tried again as a whole,
-// since fold has not seen that row.
-func TestUpdateThatFindsARowCreatedMeanwhileChangesNothing(t *testing.T) {
+// An attempt whose outcome is unknown may have been written.
+func TestUpdateAfterALostConnection(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
 	p := store.NewProjections(pool)
-	k, other := key("device-1"), key("device-2")
-	err := p.Update(t.Context(), []event.ProjectionKey{k, other}, func(r rows) error {
-		require.Empty(t, r)
-		require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, put(k, `{"by":"another"}`, 1)))
-		return errors.Join(put(k, `{"by":"us"}`, 2)(r), put(other, `{"by":"us"}`, 3)(r))
-	})
+	k := key("device-1")
+	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 1)))
+	_, err := pool.Exec(t.Context(), `CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
+		CREATE TRIGGER cut BEFORE UPDATE ON projections FOR EACH ROW EXECUTE FUNCTION cut()`)
+	require.NoError(t, err)
+	err = p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 2))
 	require.Error(t, err)
-	require.False(t, event.IsPermanent(err), "%v", err)
-	require.JSONEq(t, `{"by":"another"}`, string(read(t, pool, k).State))
-	_, err = store.NewReader(pool, pool).Projection(t.Context(), other.Type, other.AggregateID)
-	require.ErrorIs(t, err, store.ErrNotFound)
+	require.False(t, event.IsPermanent(err))
+	_, err = pool.Exec(t.Context(), `DROP TRIGGER cut ON projections`)
+	require.NoError(t, err)
+	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 2)))
+	require.Equal(t, "2", string(read(t, pool, k).State))
+}
+
+func increment(k event.ProjectionKey, position int64) func(rows) error {
+	return func(r rows) error { return count(r, k, position) }
 }
 
 // count is a reducer whose result shows every event that was lost or applied twice.

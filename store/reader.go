@@ -26,12 +26,12 @@ func NewReader(projections, events *pgxpool.Pool) *Reader {
 }
 
 const projectionColumns = `projection_id, projection_type, aggregate_id, state::text, last_event_id,
-	last_event_timestamp, position, updated_at`
+	last_event_timestamp, position, event_count, updated_at`
 
 func scanProjection(row pgx.CollectableRow) (event.Projection, error) {
 	var p event.Projection
 	err := row.Scan((*[16]byte)(&p.ID), &p.Type, &p.AggregateID, (*[]byte)(&p.State), (*[16]byte)(&p.LastEventID),
-		&p.LastEventTimestamp, &p.Position, &p.UpdatedAt)
+		&p.LastEventTimestamp, &p.Position, &p.EventCount, &p.UpdatedAt)
 	p.LastEventTimestamp, p.UpdatedAt = p.LastEventTimestamp.UTC(), p.UpdatedAt.UTC()
 	return p, err
 }

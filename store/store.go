@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"time"
 
@@ -32,6 +33,8 @@ type PoolConfig struct {
 	MaxConns int
 	// StatementTimeout is the server's limit for one statement; none if zero.
 	StatementTimeout time.Duration
+	// Settings are further server settings of each connection.
+	Settings map[string]string
 }
 
 // Open returns a pool. It does not connect yet; the error is a malformed URL.
@@ -54,6 +57,8 @@ func Open(ctx context.Context, cfg PoolConfig) (*pgxpool.Pool, error) {
 	params := c.ConnConfig.RuntimeParams
 	params["application_name"] = "cornjacket-" + cfg.Name
 	params["timezone"] = "UTC"
+	params["jit"] = "off" // compiling a statement costs more than any of ours
+	maps.Copy(params, cfg.Settings)
 	if cfg.StatementTimeout > 0 {
 		params["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
 	}

@@ -21,6 +21,7 @@ type cli struct {
 	Simulate config.Simulate `cmd:"" help:"Publish readings of simulated devices over MQTT."`
 	Routes   struct{}        `cmd:"" help:"Print the table of routers: what flows from where to where."`
 	Health   config.Health   `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
+	Token    config.Token    `cmd:"" help:"Make a bearer token for the HTTP APIs, and its entry for API_TOKENS."`
 	Version  struct{}        `cmd:"" help:"Print the version."`
 }
 
@@ -99,6 +100,8 @@ func (p *program) command(name string, settings *cli) (func(context.Context) err
 		return func(context.Context) error { return p.work.routes(p.stdout) }, nil
 	case "health":
 		return func(ctx context.Context) error { return health(ctx, settings.Health, p.stdout) }, nil
+	case "token":
+		return func(context.Context) error { return printToken(settings.Token, p.stdout) }, nil
 	case "version":
 		return func(context.Context) error { return printVersion(p.stdout) }, nil
 	default:

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/tlsconf"
 )
 
 // largestAnswer is more than any health answer needs, in bytes.
@@ -41,10 +42,13 @@ func health(ctx context.Context, settings config.Health, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, settings.Timeout)
 	defer cancel()
 	probes := targets(settings)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy: it asks its own machine
+	client, scheme, err := healthClient(settings)
+	if err != nil {
+		return err
+	}
 	var asked sync.WaitGroup
 	for _, p := range probes {
-		asked.Go(func() { p.ask(ctx, client) })
+		asked.Go(func() { p.ask(ctx, client, scheme) })
 	}
 	asked.Wait()
 
@@ -89,8 +93,28 @@ func reachable(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-func (p *probe) ask(ctx context.Context, client *http.Client) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.addr+"/health", http.NoBody)
+// healthClient returns a client for the services, and the scheme that they speak. It keeps no connections and uses no
+// proxy: it asks its own machine.
+func healthClient(settings config.Health) (client *http.Client, scheme string, err error) {
+	transport := &http.Transport{DisableKeepAlives: true}
+	scheme = "https"
+	switch {
+	case settings.CAFile != "":
+		if transport.TLSClientConfig, err = tlsconf.Client(settings.CAFile); err != nil {
+			return nil, "", fmt.Errorf("HEALTH_TLS_CA_FILE: %w", err)
+		}
+	case settings.CertFile != "":
+		if transport.TLSClientConfig, err = tlsconf.Pinned(settings.CertFile); err != nil {
+			return nil, "", fmt.Errorf("TLS_CERT_FILE: %w", err)
+		}
+	default:
+		scheme = "http"
+	}
+	return &http.Client{Transport: transport}, scheme, nil
+}
+
+func (p *probe) ask(ctx context.Context, client *http.Client, scheme string) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+p.addr+"/health", http.NoBody)
 	if err != nil {
 		p.err = fmt.Errorf("can't be asked: %w", err)
 		return

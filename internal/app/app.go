@@ -80,10 +80,12 @@ type platform struct {
 
 	registry *prometheus.Registry
 	metrics  *routers.Metrics
+	doors    doors
 	ports    []*port
 	pools    map[string]*pgxpool.Pool // by URL and use
 	closers  []closer
 	broker   *mochi.Broker // embedded; nil without one
+	clients  clients
 
 	topicsExist chan struct{} // see topics
 }
@@ -120,7 +122,7 @@ func (p *platform) start(ctx context.Context) error {
 		return err
 	}
 	for _, step := range []func(context.Context) error{
-		p.prepareDatabases, p.startQuery, p.startEventhandler, p.startRelayAndIngestion,
+		p.readClients, p.prepareDatabases, p.startQuery, p.startEventhandler, p.startRelayAndIngestion,
 	} {
 		if err := step(ctx); err != nil {
 			return err

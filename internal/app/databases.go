@@ -21,11 +21,16 @@ import (
 // pool returns the pool of one use of a database; each use has connections of its own, so that one that is slow takes
 // none from another.
 func (p *platform) pool(url, use string, conns int, statementTimeout time.Duration) (*pgxpool.Pool, error) {
-	key := use + " " + url
+	return p.poolWith(url, store.PoolConfig{Name: use, MaxConns: conns, StatementTimeout: statementTimeout})
+}
+
+func (p *platform) poolWith(url string, cfg store.PoolConfig) (*pgxpool.Pool, error) {
+	key := cfg.Name + " " + url
 	if pool, ok := p.pools[key]; ok {
 		return pool, nil
 	}
-	pool, err := store.Open(p.ctx, store.PoolConfig{URL: url, Name: use, MaxConns: conns, StatementTimeout: statementTimeout})
+	cfg.URL = url
+	pool, err := store.Open(p.ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +43,7 @@ func (p *platform) ingestionPool() (*pgxpool.Pool, error) {
 }
 
 func (p *platform) eventhandlerPool() (*pgxpool.Pool, error) {
-	return p.pool(p.cfg.EventhandlerDatabaseURL, "eventhandler", 4, 0)
+	return p.poolWith(p.cfg.EventhandlerDatabaseURL, store.PoolConfig{Name: "eventhandler", MaxConns: 4, Settings: store.ProjectionSettings()})
 }
 
 // prepareDatabases waits until the databases answer and brings their tables up to date.

@@ -50,7 +50,7 @@ func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (
 	defer bus.Close()
 
 	run := config.Run{
-		Services: cfg.Services, Addresses: cfg.Addresses, Tuning: cfg.Tuning, Topics: cfg.Topics, Timeouts: cfg.Timeouts, Log: cfg.Log,
+		Services: cfg.Services, Addresses: cfg.Addresses, Doors: cfg.Doors, Tuning: cfg.Tuning, Topics: cfg.Topics, Timeouts: cfg.Timeouts, Log: cfg.Log,
 		Databases: config.Databases{
 			IngestionDatabaseURL: postgres.URL(), EventhandlerDatabaseURL: postgres.URL(), QueryDatabaseURL: postgres.URL(),
 		},
@@ -138,16 +138,20 @@ func banner(cfg config.Dev, database, bus string, addrs map[string]string) strin
 	line("Cornjacket is running. Data is kept in %s (--fresh wipes it). Ctrl-C stops.", cfg.DataDir)
 	line("")
 	line("  MQTT        mqtt://%s", mqtt)
-	line("  Ingestion   http://%s/api/v1/events", addrs[config.Ingestion])
-	line("  Query       http://%s/api/v1/projections/sensor_state", addrs[config.Query])
-	line("  Health      http://%s/health (relay), http://%s/health (event handler)", addrs[config.Relay], addrs[config.Eventhandler])
+	scheme := "http"
+	if cfg.TLSCertFile != "" {
+		scheme = "https"
+	}
+	line("  Ingestion   %s://%s/api/v1/events", scheme, addrs[config.Ingestion])
+	line("  Query       %s://%s/api/v1/projections/sensor_state", scheme, addrs[config.Query])
+	line("  Health      %s://%s/health (relay), %s://%s/health (event handler)", scheme, addrs[config.Relay], scheme, addrs[config.Eventhandler])
 	line("  Kafka API   %s", bus)
 	line("  PostgreSQL  %s", database)
 	line("")
 	line("Try:")
 	line(`  mosquitto_pub -h %s -p %s -q 1 -t devices/device-001/events/sensor.reading -m '{"value":72.5,"unit":"fahrenheit"}'`, host, port)
-	line(`  curl -s -H 'Content-Type: application/json' http://%s/api/v1/events -d '{"event_type":"sensor.reading","aggregate_id":"device-002","payload":{"value":21.5,"unit":"celsius"}}'`, addrs[config.Ingestion])
-	line(`  curl -s http://%s/api/v1/projections/sensor_state/device-001`, addrs[config.Query])
+	line(`  curl -s -H 'Content-Type: application/json' %s://%s/api/v1/events -d '{"event_type":"sensor.reading","aggregate_id":"device-002","payload":{"value":21.5,"unit":"celsius"}}'`, scheme, addrs[config.Ingestion])
+	line(`  curl -s %s://%s/api/v1/projections/sensor_state/device-001`, scheme, addrs[config.Query])
 	line("")
 	return b.String()
 }

@@ -12,13 +12,15 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
 )
 
 // lazyPublisher is Watermill's own Kafka publisher, for dead letters: there are few, so one at a time is right. It
 // connects with the first one, since a process that has none needs no further client.
 type lazyPublisher struct {
-	brokers []string
-	log     *slog.Logger
+	brokers  []string
+	security kafka.Security
+	log      *slog.Logger
 
 	mu  sync.Mutex
 	pub message.Publisher
@@ -56,7 +58,11 @@ func (l *lazyPublisher) connect() (message.Publisher, error) {
 	marshaler := stock.NewWithPartitioningMarshaler(func(_ string, msg *message.Message) (string, error) {
 		return msg.Metadata.Get(event.MetaAggregateID), nil
 	})
-	pub, err := stock.NewPublisher(stock.PublisherConfig{Brokers: l.brokers, Marshaler: marshaler},
+	config, err := saramaConfig(l.security)
+	if err != nil {
+		return nil, err
+	}
+	pub, err := stock.NewPublisher(stock.PublisherConfig{Brokers: l.brokers, Marshaler: marshaler, OverwriteSaramaConfig: config},
 		watermill.NewSlogLoggerWithLevelMapping(l.log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}))
 	if err != nil {
 		return nil, fmt.Errorf("connect to the bus for dead letters: %w", err)

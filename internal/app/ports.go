@@ -25,28 +25,32 @@ type port struct {
 	listener net.Listener
 	server   *http.Server
 	monitor  *health.Monitor
+	guarded  bool // requests need tokens
 	handler  atomic.Pointer[http.Handler]
 }
 
 // listen takes every port before anything else is done, so that one that is taken stops the start at once.
 func (p *platform) listen() error {
+	if err := p.openDoors(); err != nil {
+		return err
+	}
 	for _, service := range config.Services() {
 		if !p.runs(service) {
 			continue
 		}
 		addr := p.cfg.Of(service)
-		listener, err := net.Listen("tcp", addr)
+		listener, guarded, err := p.doors.listen(service, config.AddrVariable(service), addr)
 		if err != nil {
-			return fmt.Errorf("%s: listen on %s: %w", service, addr, rootCause(err))
+			return err
 		}
-		port := &port{service: service, listener: listener, server: api.Server(p.log), monitor: health.New(service, p.now)}
+		port := &port{service: service, listener: listener, server: api.Server(p.log), monitor: health.New(service, p.now), guarded: guarded}
 		p.ports = append(p.ports, port)
 		p.serve(port, nil)
 		port.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			(*port.handler.Load()).ServeHTTP(w, r)
 		})
 		p.background.Go(func() {
-			if err := port.server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			if err := p.doors.serve(port.server, listener); err != nil {
 				p.fail(fmt.Errorf("%s: serve on %s: %w", service, addr, err))
 			}
 		})
@@ -101,18 +105,18 @@ func (p *platform) servePprof() error {
 	if p.cfg.PprofAddr == "" {
 		return nil
 	}
-	listener, err := net.Listen("tcp", p.cfg.PprofAddr)
+	listener, guarded, err := p.doors.listen("pprof", "PPROF_ADDR", p.cfg.PprofAddr)
 	if err != nil {
-		return fmt.Errorf("pprof: listen on %s: %w", p.cfg.PprofAddr, rootCause(err))
+		return err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: api.Wrap(p.log, p.doors.protect(guarded, mux)), ReadHeaderTimeout: 5 * time.Second}
 	p.onStop(stageClients, "pprof", func(context.Context) error { return server.Close() })
 	p.background.Go(func() {
-		if err := server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := p.doors.serve(server, listener); err != nil {
 			p.fail(fmt.Errorf("pprof: serve on %s: %w", p.cfg.PprofAddr, err))
 		}
 	})
@@ -144,14 +148,14 @@ func (p *platform) serve(port *port, mount func(mux *http.ServeMux)) {
 	if mount != nil {
 		mount(mux)
 	}
-	handler := api.Wrap(p.log, mux)
+	handler := api.Wrap(p.log, p.doors.protect(port.guarded, mux))
 	port.handler.Store(&handler)
 }
 
 // watch starts the checks of a service.
 func (p *platform) watch(port *port, checks ...health.Check) {
 	for _, c := range checks {
-		port.monitor.Add(c)
+		port.monitor.Add(shownCheck(c))
 	}
 	p.background.Go(func() { port.monitor.Run(p.ctx) })
 }

@@ -31,6 +31,7 @@ func (p *platform) topics() <-chan struct{} {
 		p.background.Go(func() {
 			err := kafka.AwaitTopics(p.ctx, p.cfg.RedpandaBrokers, p.log, kafka.TopicConfig{
 				Partitions: int(p.cfg.TopicPartitions), Replication: int(p.cfg.TopicReplication), Retention: p.cfg.TopicRetention,
+				Security: p.clients.bus,
 			}, routers.Topics()...)
 			switch {
 			case err == nil:
@@ -45,7 +46,7 @@ func (p *platform) topics() <-chan struct{} {
 
 // postman publishes the dead letters of some consumers.
 func (p *platform) postman(letters *store.DeadLetters, consumers ...string) *routers.Postman {
-	pub := &lazyPublisher{brokers: p.cfg.RedpandaBrokers, log: p.log}
+	pub := &lazyPublisher{brokers: p.cfg.RedpandaBrokers, security: p.clients.bus, log: p.log}
 	man := (&routers.Postman{Mailbox: letters, Consumers: consumers, Publisher: pub, Now: p.now, Log: p.log}).Init()
 	ctx, cancel := context.WithCancel(p.ctx)
 	done := make(chan struct{})
@@ -141,14 +142,14 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	}
 	sub := kafka.NewSubscriber(kafka.SubscriberConfig{
 		Brokers: p.cfg.RedpandaBrokers, Group: routers.Eventhandler, Window: p.cfg.Window, Log: p.log,
-		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot),
+		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot), Security: p.clients.bus,
 	})
 	letters := store.NewDeadLetters(pool)
 	man := p.postman(letters, routers.Eventhandler)
 	flushes := &flushLog{what: "projections", log: p.log}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
 		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: letters, Added: man.Wake,
-		Now: p.now, MaxBatch: p.cfg.BatchSize, OnFlush: flushes.note,
+		Now: p.now, MaxBatch: 8 * p.cfg.BatchSize, OnFlush: flushes.note,
 	})
 	if err != nil {
 		return err
@@ -233,7 +234,7 @@ func (w *waker) letters() {
 }
 
 func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker) error {
-	pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: p.cfg.RedpandaBrokers, Log: p.log})
+	pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.clients.bus, Log: p.log})
 	if err != nil {
 		return fmt.Errorf("REDPANDA_BROKERS: %w", err)
 	}
@@ -303,7 +304,7 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 		}}, nil
 	}
 	sub, err := mqtt.NewSubscriber(mqtt.Config{
-		URL: p.cfg.MQTTURL, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, ClientID: p.cfg.MQTTClientID,
+		URL: p.cfg.MQTTURL, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, ClientID: p.cfg.MQTTClientID, TLS: p.clients.mqtt,
 		Window: p.cfg.Window, CloseTimeout: p.cfg.ShutdownTimeout / 3, Log: p.log,
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ type grammar struct {
 	Migrate  config.Migrate  `cmd:""`
 	Simulate config.Simulate `cmd:""`
 	Health   config.Health   `cmd:""`
+	Token    config.Token    `cmd:""`
 }
 
 func parse(t *testing.T, env map[string]string, args ...string) (*grammar, error) {
@@ -43,9 +44,10 @@ func TestDefaults(t *testing.T) {
 			IngestionAddr: "127.0.0.1:8080", QueryAddr: "127.0.0.1:8081",
 			EventhandlerHealthAddr: "127.0.0.1:8084", RelayHealthAddr: "127.0.0.1:8086",
 		},
+		Doors:     config.Doors{APIAuth: config.AuthAuto, MaxConnections: 4096},
 		Databases: config.Databases{IngestionDatabaseURL: database, EventhandlerDatabaseURL: database, QueryDatabaseURL: database},
 		Broker: config.Broker{
-			RedpandaBrokers: []string{"localhost:9092"}, MQTTURL: "mqtt://localhost:1883", MQTTClientID: g.Run.MQTTClientID,
+			RedpandaBrokers: []string{"localhost:9092"}, Bus: config.Bus{RedpandaSASLMechanism: config.SASLNone}, MQTTURL: "mqtt://localhost:1883", MQTTClientID: g.Run.MQTTClientID,
 		},
 		Tuning:   config.Tuning{RetryMax: 3, RetryInterval: 100 * time.Millisecond, IngestQueue: 20000, BatchSize: 1000, Window: 2000},
 		Topics:   config.Topics{TopicPartitions: 8, TopicReplication: -1, TopicRetention: 24 * time.Hour},
@@ -140,6 +142,7 @@ func TestEveryServiceHasAnAddress(t *testing.T) {
 		addr := g.Run.Of(service)
 		require.NotEmpty(t, addr, service)
 		require.False(t, seen[addr], addr)
+		require.NotEmpty(t, config.AddrVariable(service), service)
 		seen[addr] = true
 	}
 	require.Empty(t, g.Run.Of("nothing"))

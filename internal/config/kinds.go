@@ -43,6 +43,9 @@ func mappers() kong.Option {
 		"oneof":       mapper(readOneOf),
 		"clientid":    mapper(readClientID),
 		"dir":         mapper(readDir),
+		"tokens":      mapper(readTokens),
+		"tokenname":   mapper(readTokenName),
+		"scopes":      mapper(readScopes),
 	}
 	return kong.OptionFunc(func(k *kong.Kong) error {
 		for name, m := range named {

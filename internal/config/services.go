@@ -32,6 +32,22 @@ func (a *Addresses) Of(service string) string {
 	}
 }
 
+// AddrVariable returns the variable of the address that [Addresses.Of] returns.
+func AddrVariable(service string) string {
+	switch service {
+	case Ingestion:
+		return "INGESTION_ADDR"
+	case Relay:
+		return "RELAY_HEALTH_ADDR"
+	case Eventhandler:
+		return "EVENTHANDLER_HEALTH_ADDR"
+	case Query:
+		return "QUERY_ADDR"
+	default:
+		return ""
+	}
+}
+
 // parseServices reads a list of services: known ones, each once, in the order of the flow.
 func parseServices(s string) ([]string, error) {
 	known := Services()

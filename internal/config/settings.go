@@ -4,6 +4,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"time"
@@ -13,6 +14,7 @@ import (
 type Run struct {
 	Services  []string `type:"services" var:"SERVICES" default:"${services}" placeholder:"NAME,..." help:"Services of this process, a comma-separated list. Default: all, ${services}."`
 	Addresses `group:"Addresses (host:port; port 0 takes a free one):"`
+	Doors     `group:"Access to the HTTP ports:"`
 	Databases `group:"Databases:"`
 	Broker    `group:"Bus and MQTT:"`
 	Tuning    `group:"Tuning:"`
@@ -31,6 +33,7 @@ type Dev struct {
 	MQTTAddr     string   `name:"mqtt-addr" group:"Addresses (host:port; port 0 takes a free one):" type:"hostport" var:"DEV_MQTT_ADDR" default:"127.0.0.1:1883" help:"Embedded MQTT broker."`
 	MQTTUsers    `group:"Embedded MQTT broker:"`
 	Addresses    `group:"Addresses (host:port; port 0 takes a free one):"`
+	Doors        `group:"Access to the HTTP ports:"`
 	Tuning       `group:"Tuning:"`
 	Topics       `group:"Topics (used when a topic is created):"`
 	Timeouts     `group:"Times:"`
@@ -48,10 +51,13 @@ type Migrate struct {
 
 // Health are the settings of `platform health`.
 type Health struct {
-	Addr      []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
-	Services  []string      `type:"services" var:"SERVICES" default:"${services}" placeholder:"NAME,..." help:"Services to ask, a comma-separated list. Default: all, ${services}."`
-	Timeout   time.Duration `type:"duration" var:"HEALTH_TIMEOUT" default:"5s" help:"How long to wait for an answer, a duration."`
-	JSON      bool          `name:"json" help:"Print one JSON document a line, with each answer as it came."`
+	Addr     []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
+	Services []string      `type:"services" var:"SERVICES" default:"${services}" placeholder:"NAME,..." help:"Services to ask, a comma-separated list. Default: all, ${services}."`
+	Timeout  time.Duration `type:"duration" var:"HEALTH_TIMEOUT" default:"5s" help:"How long to wait for an answer, a duration."`
+	JSON     bool          `name:"json" help:"Print one JSON document a line, with each answer as it came."`
+	// CertFile and CAFile make it ask over TLS.
+	CertFile  string `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take only the certificate in this file, whatever names it is for: the one that platform run is given."`
+	CAFile    string `name:"tls-ca-file" var:"HEALTH_TLS_CA_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take a certificate that names the host and is from an authority in this file, PEM, in place of that of TLS_CERT_FILE."`
 	Addresses `group:"Addresses of the services (host:port):"`
 }
 
@@ -89,9 +95,11 @@ type Databases struct {
 // Broker says where the bus and the MQTT broker are.
 type Broker struct {
 	RedpandaBrokers []string `type:"hostports" var:"REDPANDA_BROKERS" default:"localhost:9092" placeholder:"HOST:PORT,..." help:"Bootstrap addresses of the bus (Kafka API), comma-separated host:port."`
-	MQTTURL         string   `name:"mqtt-url" type:"mqtturl" var:"MQTT_URL" default:"mqtt://localhost:1883" placeholder:"URL" help:"MQTT broker, a URL: mqtt:// and tcp:// are plain, mqtts:// is TLS, ws:// and wss:// are WebSocket."`
-	MQTTUsername    string   `name:"mqtt-username" var:"MQTT_USERNAME" help:"User at the MQTT broker; none if empty."`
-	MQTTPassword    string   `name:"mqtt-password" var:"MQTT_PASSWORD" help:"Password at the MQTT broker."`
+	Bus
+	MQTTURL       string `name:"mqtt-url" type:"mqtturl" var:"MQTT_URL" default:"mqtt://localhost:1883" placeholder:"URL" help:"MQTT broker, a URL: mqtt:// and tcp:// are plain, mqtts:// is TLS, ws:// and wss:// are WebSocket."`
+	MQTTUsername  string `name:"mqtt-username" var:"MQTT_USERNAME" help:"User at the MQTT broker; none if empty."`
+	MQTTPassword  string `name:"mqtt-password" var:"MQTT_PASSWORD" help:"Password at the MQTT broker."`
+	MQTTTLSCAFile string `name:"mqtt-tls-ca-file" var:"MQTT_TLS_CA_FILE" placeholder:"FILE" help:"Certificates of the authorities that the MQTT broker's certificate may be from, PEM; the system's if empty."`
 	// MQTTClientID names the durable session in which the MQTT broker keeps what ingestion has not acknowledged.
 	MQTTClientID string `name:"mqtt-client-id" type:"clientid" var:"MQTT_CLIENT_ID" default:"${mqtt_client_id}" placeholder:"ID" help:"Name of ingestion's session at the MQTT broker. It must stay the same across restarts, or events waiting in the session are lost, and differ between instances, or they throw each other out. Default: cornjacket-ingestion-<hostname>."`
 	// EmbeddedMQTT replaces the MQTT broker by one inside the process, which acknowledges a publish once it is stored.
@@ -124,7 +132,7 @@ type Tuning struct {
 	RetryMax      int           `type:"natural" unit:"attempts" var:"RETRY_MAX" default:"3" help:"Times a failed handler is tried again before a dead letter is written; 0 is none. Outages of the platform's own database or bus are waited for without end."`
 	RetryInterval time.Duration `type:"duration" var:"RETRY_INTERVAL" default:"100ms" help:"Time before the first new attempt, a duration; it doubles with each."`
 	IngestQueue   int           `type:"positive" unit:"events" var:"INGEST_QUEUE" default:"20000" help:"Events waiting to be stored from which HTTP requests are answered 429."`
-	BatchSize     int           `type:"positive" unit:"events" var:"BATCH_SIZE" default:"1000" help:"Most events of one database transaction."`
+	BatchSize     int           `type:"positive" unit:"events" var:"BATCH_SIZE" default:"1000" help:"Most events of one database transaction; of one that folds them into projections, eight times as many."`
 	Window        int           `type:"receive" unit:"messages" var:"WINDOW" default:"2000" help:"Most messages in flight of one source (MQTT session, outbox, partition); 1 to 65535."`
 }
 
@@ -136,6 +144,9 @@ type Log struct {
 
 // Validate reports settings that do not go together.
 func (r *Run) Validate() error {
+	if err := cmp.Or(r.checkDoors(), r.checkBus()); err != nil {
+		return err
+	}
 	if !r.EmbeddedMQTT {
 		if r.EmbeddedMQTTUsers != "" { // whoever sets it believes that the broker asks for passwords
 			return &Error{
@@ -157,6 +168,9 @@ func (r *Run) Validate() error {
 	}
 	return nil
 }
+
+// Validate reports settings that do not go together.
+func (d *Dev) Validate() error { return d.checkDoors() }
 
 // EmbeddedMQTTAddr returns the host:port that an embedded MQTT broker listens on; port 1883 if the URL names none.
 func (b *Broker) EmbeddedMQTTAddr() (string, error) {

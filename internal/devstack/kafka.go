@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,9 +28,16 @@ type KafkaConfig struct {
 	Partitions int
 	// Topics are created at the start if they are not there.
 	Topics []string
+	// TLS makes clients speak it, with this certificate; nil means plain text.
+	TLS *tls.Config
+	// Users may log in, and if there are any nobody else may do anything.
+	Users []KafkaUser
 	// Log takes the broker's warnings and errors. Nil means slog.Default.
 	Log *slog.Logger
 }
+
+// KafkaUser is a user of a [Kafka]; Mechanism is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+type KafkaUser struct{ Mechanism, Name, Password string }
 
 // Kafka is one broker with the Kafka API in this process.
 type Kafka struct {
@@ -58,6 +66,15 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 		kfake.GroupMinSessionTimeout(groupMinSession),
 		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, cfg.Addr) }),
 		kfake.WithLogger(kafkaLog{cfg.Log}),
+	}
+	if cfg.TLS != nil {
+		opts = append(opts, kfake.TLS(cfg.TLS))
+	}
+	if len(cfg.Users) > 0 {
+		opts = append(opts, kfake.EnableSASL())
+	}
+	for _, u := range cfg.Users {
+		opts = append(opts, kfake.Superuser(u.Mechanism, u.Name, u.Password))
 	}
 	if cfg.Dir != "" {
 		if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {

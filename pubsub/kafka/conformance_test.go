@@ -19,34 +19,38 @@ import (
 // The suite takes a guarantee of order for one message in flight, so order is claimed with a window of one, one
 // partition and one key only; the other tests prove it for wide windows.
 func TestConformance(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct{ window, partitions int }{
-		"window of one": {1, 1}, "wide window": {500, 4},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := newBroker(t, c.partitions)
-			create := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
-				pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers()})
-				require.NoError(t, err)
-				sub := kafka.NewSubscriber(kafka.SubscriberConfig{Brokers: b.brokers(), Group: group, Window: c.window,
-					SessionTimeout: 2 * time.Second, CloseTimeout: 500 * time.Millisecond})
-				t.Cleanup(func() { // TestPublishSubscribeInOrder and others forget some
-					require.NoError(t, pub.Close())
-					require.NoError(t, sub.Close())
-				})
-				return &carrierPub{pub}, &initializedSub{sub, b, int32(c.partitions)}
-			}
-			tests.TestPubSub(t, tests.Features{
-				ConsumerGroups:  true,
-				GuaranteedOrder: c.window == 1,
-				Persistent:      true,
-				ForceShort:      os.Getenv("CI") == "",
-			}, func(t *testing.T) (message.Publisher, message.Subscriber) {
-				return create(t, t.Name())
-			}, create)
+	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
+		for name, c := range map[string]struct{ window, partitions int }{
+			"window of one": {1, 1}, "wide window": {500, 4},
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				conform(t, newBroker(t, c.partitions), c.window)
+			})
+		}
+	})
+}
+
+func conform(t *testing.T, b *broker, window int) {
+	create := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
+		pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers()})
+		require.NoError(t, err)
+		sub := kafka.NewSubscriber(kafka.SubscriberConfig{Brokers: b.brokers(), Group: b.named(group), Window: window,
+			SessionTimeout: 2 * time.Second, CloseTimeout: 500 * time.Millisecond})
+		t.Cleanup(func() { // TestPublishSubscribeInOrder and others forget some
+			require.NoError(t, pub.Close())
+			require.NoError(t, sub.Close())
 		})
+		return &carrierPub{pub}, &initializedSub{sub, b}
 	}
+	tests.TestPubSub(t, tests.Features{
+		ConsumerGroups:  true,
+		GuaranteedOrder: window == 1,
+		Persistent:      true,
+		ForceShort:      os.Getenv("CI") == "",
+	}, func(t *testing.T) (message.Publisher, message.Subscriber) {
+		return create(t, t.Name())
+	}, create)
 }
 
 // carrierPub gives the suite's messages the key that our records have.
@@ -64,8 +68,7 @@ func (p *carrierPub) Publish(topic string, msgs ...*message.Message) error {
 // initializedSub creates the topics of the suite.
 type initializedSub struct {
 	*kafka.Subscriber
-	b          *broker
-	partitions int32
+	b *broker
 }
 
 func (s *initializedSub) SubscribeInitialize(topic string) error {
@@ -74,5 +77,5 @@ func (s *initializedSub) SubscribeInitialize(topic string) error {
 		return err
 	}
 	defer client.Close()
-	return kafka.EnsureTopics(s.b.t.Context(), client, kafka.TopicConfig{Partitions: int(s.partitions), Replication: 1}, topic)
+	return kafka.EnsureTopics(s.b.t.Context(), client, kafka.TopicConfig{Partitions: s.b.partitions, Replication: 1}, topic)
 }

@@ -62,6 +62,7 @@ type TopicConfig struct {
 	Partitions  int           // of a new topic
 	Replication int           // copies of each partition; -1 means the broker's default
 	Retention   time.Duration // zero means the broker's default
+	Security    Security      // used by AwaitTopics
 }
 
 // EnsureTopics creates the topics that the broker lacks; those it has are left as they are.
@@ -84,7 +85,11 @@ func EnsureTopics(ctx context.Context, client *kgo.Client, cfg TopicConfig, topi
 
 // AwaitTopics is EnsureTopics that tries until it succeeds or ctx ends.
 func AwaitTopics(ctx context.Context, brokers []string, log *slog.Logger, cfg TopicConfig, topics ...string) error {
-	client, err := NewClient(brokers, log)
+	secure, err := cfg.Security.options()
+	if err != nil {
+		return err
+	}
+	client, err := NewClient(brokers, log, secure...)
 	if err != nil {
 		return err
 	}
@@ -124,6 +129,9 @@ func NewClient(brokers []string, log *slog.Logger, opts ...kgo.Opt) (*kgo.Client
 		}),
 		kgo.DialTimeout(3 * time.Second),
 		kgo.RequestTimeoutOverhead(5 * time.Second),
+		// A broker that is killed or starts may end a new connection before its first answer. Taking that for a wrong
+		// configuration would fail what is being published, and what is behind it would overtake it.
+		kgo.AlwaysRetryEOF(),
 	}
 	client, err := kgo.NewClient(append(base, opts...)...)
 	if err != nil {

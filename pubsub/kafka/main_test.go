@@ -2,10 +2,12 @@ package kafka_test
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/devstack"
+	"github.com/cornjacket/platform-services/internal/kafkatest"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 )
 
@@ -32,41 +35,94 @@ var discard = slog.New(slog.DiscardHandler)
 
 // broker is a Kafka API that can be taken away and brought back, with its data, at the same address.
 type broker struct {
-	t   *testing.T
-	cfg devstack.KafkaConfig
-
-	mu sync.Mutex
-	k  *devstack.Kafka
+	t          *testing.T
+	addr       string
+	partitions int
+	prefix     string // of topics and groups, on a broker that tests share
+	exact      bool   // remembers producers through restarts
+	start      func()
+	stop       func()
+	kill       func() // at once, as kill -9 does
 }
 
+// named returns the name of a topic or group of this test.
+func (b *broker) named(name string) string { return b.prefix + name }
+
+func (b *broker) brokers() []string { return []string{b.addr} }
+
+// newBroker returns a broker in this process.
 func newBroker(t *testing.T, partitions int, topics ...string) *broker {
 	t.Helper()
-	b := &broker{t: t, cfg: devstack.KafkaConfig{
-		Addr: "127.0.0.1:0", Dir: t.TempDir(), Partitions: partitions, Topics: topics, Log: discard}}
+	cfg := devstack.KafkaConfig{Addr: "127.0.0.1:0", Dir: t.TempDir(), Partitions: partitions, Topics: topics, Log: discard}
+	var mu sync.Mutex
+	var running *devstack.Kafka
+	b := &broker{t: t, partitions: partitions}
+	b.start = func() {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		k, err := devstack.StartKafka(cfg)
+		require.NoError(t, err)
+		running, cfg.Addr = k, k.Addr()
+	}
+	b.stop = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if running != nil {
+			running.Close()
+			running = nil
+		}
+	}
+	b.kill = b.stop
 	b.start()
+	b.addr = cfg.Addr
 	t.Cleanup(b.stop)
 	return b
 }
 
-func (b *broker) start() {
-	b.t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	k, err := devstack.StartKafka(b.cfg)
-	require.NoError(b.t, err)
-	b.k, b.cfg.Addr = k, k.Addr()
+// kinds of brokers.
+type newBrokerFunc func(t *testing.T, partitions int, topics ...string) *broker
+
+// apache returns the Apache Kafka that the tests of this package share. It can't be stopped.
+func apache(t *testing.T, partitions int, topics ...string) *broker {
+	t.Helper()
+	b := &broker{t: t, addr: kafkatest.Shared(t), partitions: partitions, prefix: rand.Text() + "-", exact: true}
+	b.create(topics...)
+	return b
 }
 
-func (b *broker) stop() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.k != nil {
-		b.k.Close()
-		b.k = nil
+// ownApache returns an Apache Kafka of the test's own.
+func ownApache(t *testing.T, partitions int, topics ...string) *broker {
+	t.Helper()
+	k := kafkatest.Start(t)
+	b := &broker{t: t, addr: k.Addr(), partitions: partitions, exact: true,
+		start: func() { k.Restart(t) }, stop: func() { k.Stop(t) }, kill: func() { k.Kill(t) }}
+	b.create(topics...)
+	return b
+}
+
+func (b *broker) create(topics ...string) {
+	b.t.Helper()
+	if len(topics) == 0 {
+		return
+	}
+	for i := range topics {
+		topics[i] = b.named(topics[i])
+	}
+	cfg := kafka.TopicConfig{Partitions: b.partitions, Replication: 1}
+	require.NoError(b.t, kafka.EnsureTopics(b.t.Context(), b.client(), cfg, topics...))
+}
+
+// onEach runs a test on a broker in this process and on Apache Kafka, or on one of its own where it stops the broker.
+func onEach(t *testing.T, real newBrokerFunc, test func(t *testing.T, newBroker newBrokerFunc)) {
+	t.Parallel()
+	for name, kind := range map[string]newBrokerFunc{"kfake": newBroker, "Apache Kafka": real} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, kind)
+		})
 	}
 }
-
-func (b *broker) brokers() []string { return []string{b.cfg.Addr} }
 
 func (b *broker) publisher() *kafka.Publisher {
 	b.t.Helper()
@@ -86,14 +142,18 @@ func (b *broker) client(opts ...kgo.Opt) *kgo.Client {
 }
 
 func (b *broker) config(group string) kafka.SubscriberConfig {
-	return kafka.SubscriberConfig{Brokers: b.brokers(), Group: group, SessionTimeout: 2 * time.Second, CloseTimeout: 5 * time.Second}
+	return kafka.SubscriberConfig{Brokers: b.brokers(), Group: b.named(group), SessionTimeout: 2 * time.Second, CloseTimeout: 5 * time.Second}
 }
 
 // subscribe starts a subscriber that ends with the test at the latest.
 func (b *broker) subscribe(cfg kafka.SubscriberConfig, topics string) (*kafka.Subscriber, <-chan *message.Message) {
 	b.t.Helper()
 	sub := kafka.NewSubscriber(cfg)
-	out, err := sub.Subscribe(context.Background(), topics)
+	all := strings.Split(topics, ",")
+	for i := range all {
+		all[i] = b.named(all[i])
+	}
+	out, err := sub.Subscribe(context.Background(), strings.Join(all, ","))
 	require.NoError(b.t, err)
 	b.t.Cleanup(func() { drain(b.t, sub, out) })
 	return sub, out
@@ -115,9 +175,9 @@ func drain(t *testing.T, sub *kafka.Subscriber, out <-chan *message.Message) {
 // committed returns the offset of a group in a partition, -1 if it has none.
 func (b *broker) committed(client *kgo.Client, group, topic string, partition int32) int64 {
 	b.t.Helper()
-	offsets, err := kadm.NewClient(client).FetchOffsets(context.Background(), group)
+	offsets, err := kadm.NewClient(client).FetchOffsets(context.Background(), b.named(group))
 	require.NoError(b.t, err)
-	o, ok := offsets.Lookup(topic, partition)
+	o, ok := offsets.Lookup(b.named(topic), partition)
 	if !ok {
 		return -1
 	}
@@ -154,6 +214,7 @@ func next(t *testing.T, out <-chan *message.Message) *message.Message {
 // records reads a topic without a group until each partition has been read to its end.
 func (b *broker) records(topic string) []*kgo.Record {
 	b.t.Helper()
+	topic = b.named(topic)
 	client := b.client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()

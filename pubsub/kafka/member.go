@@ -59,6 +59,11 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 	if cfg.InstanceID != "" {
 		opts = append(opts, kgo.InstanceID(cfg.InstanceID))
 	}
+	secure, err := cfg.Security.options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, secure...)
 	m.ctx, m.abandon = context.WithCancel(context.WithoutCancel(ctx))
 	client, err := NewClient(cfg.Brokers, cfg.Log, opts...)
 	if err != nil {
@@ -126,10 +131,14 @@ func (m *member) assigned(_ context.Context, client *kgo.Client, parts map[strin
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.joined.Store(true)
+	n := len(m.parts)
+	for _, ids := range parts {
+		n += len(ids)
+	}
 	for topic, ids := range parts {
 		for _, id := range ids {
 			key := tp{topic, id}
-			m.parts[key] = newPartition(m, client, key)
+			m.parts[key] = newPartition(m, client, key, m.cfg.MaxBytes/n)
 		}
 	}
 }

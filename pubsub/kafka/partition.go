@@ -14,6 +14,7 @@ import (
 type partition struct {
 	client  *kgo.Client
 	window  int
+	ahead   int // bytes that may be queued
 	key     tp
 	lane    *window.Lane[mark]
 	ctx     context.Context
@@ -28,11 +29,12 @@ type partition struct {
 	paused bool
 }
 
-// Fetching of a partition is paused while more than this is waiting: so many windows, or so many bytes. It goes on
-// while half of that still waits, because a resumed partition has to wait for the fetch of the others to come back.
+// Fetching of a partition is paused while more than this is waiting: so many windows, or half of its share of bytes. It
+// goes on while half of that still waits, because a resumed partition has to wait for the fetch of the others to come
+// back.
 const (
 	queueWindows = 4
-	queueBytes   = 4 << 20
+	minShare     = 256 << 10 // of a member with very many partitions
 )
 
 // mark is what the lane knows of a message in flight.
@@ -41,11 +43,14 @@ type mark struct {
 	done   context.CancelFunc // ends the message's context
 }
 
-func newPartition(m *member, client *kgo.Client, key tp) *partition {
-	p := &partition{client: client, window: m.cfg.Window, key: key, done: make(chan struct{}), more: make(chan struct{}, 1)}
+// newPartition starts a partition that holds about share bytes: half of them in flight, half fetched ahead.
+func newPartition(m *member, client *kgo.Client, key tp, share int) *partition {
+	half := max(share, minShare) / 2
+	p := &partition{client: client, window: m.cfg.Window, ahead: half, key: key, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	p.ctx, p.abandon = context.WithCancel(m.ctx)
 	p.lane = window.NewLane(p.ctx, m.out, window.LaneConfig[mark]{
-		Size: m.cfg.Window,
+		Size:     m.cfg.Window,
+		MaxBytes: half,
 		Advance: func(k mark) {
 			k.done()
 			client.MarkCommitRecords(k.record)
@@ -64,7 +69,7 @@ func (p *partition) push(records []*kgo.Record) {
 	for _, r := range records {
 		p.bytes += len(r.Value)
 	}
-	if !p.paused && (len(p.queue) >= queueWindows*p.window || p.bytes >= queueBytes) {
+	if !p.paused && (len(p.queue) >= queueWindows*p.window || p.bytes >= p.ahead) {
 		p.paused = true
 		p.client.PauseFetchPartitions(map[string][]int32{p.key.topic: {p.key.partition}})
 	}
@@ -88,7 +93,7 @@ func (p *partition) pull() []*kgo.Record {
 	for _, r := range records {
 		p.bytes -= len(r.Value)
 	}
-	if p.paused && len(p.queue) <= queueWindows*p.window/2 && p.bytes <= queueBytes/2 {
+	if p.paused && len(p.queue) <= queueWindows*p.window/2 && p.bytes <= p.ahead/2 {
 		p.resume()
 	}
 	return records

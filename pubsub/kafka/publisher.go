@@ -18,8 +18,9 @@ import (
 
 // PublisherConfig configures a [Publisher].
 type PublisherConfig struct {
-	Brokers []string
-	Log     *slog.Logger
+	Brokers  []string
+	Security Security
+	Log      *slog.Logger
 }
 
 // Publisher publishes to the Kafka API. Calls from many goroutines are pipelined: each waits for the acknowledgement
@@ -46,13 +47,17 @@ var ErrClosed = errors.New("kafka adapter is closed")
 // NewPublisher returns a publisher. It does not wait for the brokers, nor for topics that don't exist yet: what is
 // published does. It must be closed.
 func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
-	client, err := NewClient(cfg.Brokers, cfg.Log,
+	secure, err := cfg.Security.options()
+	if err != nil {
+		return nil, err
+	}
+	client, err := NewClient(cfg.Brokers, cfg.Log, append(secure,
 		kgo.ProducerLinger(0),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.UnknownTopicRetries(-1),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
 		kgo.MaxBufferedRecords(20_000),
-	)
+	)...)
 	if err != nil {
 		return nil, err
 	}

@@ -17,44 +17,45 @@ import (
 // Members come and go while messages flow, and one dies: each message is handled, and each member sees the messages of
 // a key in order.
 func TestSubscriberRebalances(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 6, "t")
-	p := b.publisher()
-	const keys, each = 20, 250
-	c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
-	cfg := b.config("g")
-	cfg.Window = 20
-	cfg.SessionTimeout = time.Second
+	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
+		b := newBroker(t, 6, "t")
+		p := b.publisher()
+		const keys, each = 20, 250
+		c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
+		cfg := b.config("g")
+		cfg.Window = 20
+		cfg.SessionTimeout = time.Second
 
-	first, out1 := b.subscribe(cfg, "t")
-	c.consume(t, out1)
-	require.Eventually(t, func() bool { return first.Assigned() == 6 }, soon, tick)
-	var publishing sync.WaitGroup
-	for k := range keys {
-		publishing.Go(func() {
-			pace := time.NewTicker(500 * time.Microsecond) // so that there are messages while members come and go
-			defer pace.Stop()
-			for i := range each {
-				<-pace.C
-				if err := p.Publish("t", keyed(fmt.Sprint("k", k), i)); err != nil {
-					t.Error(err)
+		first, out1 := b.subscribe(cfg, "t")
+		c.consume(t, out1)
+		require.Eventually(t, func() bool { return first.Assigned() == 6 }, soon, tick)
+		var publishing sync.WaitGroup
+		for k := range keys {
+			publishing.Go(func() {
+				pace := time.NewTicker(500 * time.Microsecond) // so that there are messages while members come and go
+				defer pace.Stop()
+				for i := range each {
+					<-pace.C
+					if err := p.Publish(b.named("t"), keyed(fmt.Sprint("k", k), i)); err != nil {
+						t.Error(err)
+					}
 				}
-			}
-		})
-	}
-	second, out2 := b.subscribe(cfg, "t")
-	c.consume(t, out2)
-	require.Eventually(t, func() bool { return first.Assigned() == 3 && second.Assigned() == 3 }, soon, tick)
-	third, out3 := b.subscribe(cfg, "t")
-	c.consume(t, out3)
-	require.Eventually(t, func() bool { return first.Assigned() == 2 && second.Assigned() == 2 && third.Assigned() == 2 }, soon, tick)
-	require.NoError(t, first.Close())
-	require.Eventually(t, func() bool { return second.Assigned() == 3 && third.Assigned() == 3 }, soon, tick)
-	require.NoError(t, second.Close())
-	require.Eventually(t, func() bool { return third.Assigned() == 6 }, soon, tick)
-	publishing.Wait()
-	require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
-	require.Zero(t, c.repeated(), "rebalances settle what is in flight first")
+			})
+		}
+		second, out2 := b.subscribe(cfg, "t")
+		c.consume(t, out2)
+		require.Eventually(t, func() bool { return first.Assigned() == 3 && second.Assigned() == 3 }, soon, tick)
+		third, out3 := b.subscribe(cfg, "t")
+		c.consume(t, out3)
+		require.Eventually(t, func() bool { return first.Assigned() == 2 && second.Assigned() == 2 && third.Assigned() == 2 }, soon, tick)
+		require.NoError(t, first.Close())
+		require.Eventually(t, func() bool { return second.Assigned() == 3 && third.Assigned() == 3 }, soon, tick)
+		require.NoError(t, second.Close())
+		require.Eventually(t, func() bool { return third.Assigned() == 6 }, soon, tick)
+		publishing.Wait()
+		require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
+		require.Zero(t, c.repeated(), "rebalances settle what is in flight first")
+	})
 }
 
 // collector handles the messages of several members.
@@ -123,7 +124,7 @@ func TestSubscriberWaitsForBroker(t *testing.T) {
 	require.Error(t, sub.Ping(ctx))
 	require.False(t, sub.Joined())
 	b.start()
-	publish(t, b.publisher(), "t", "k", 0, 10)
+	publish(t, b.publisher(), b.named("t"), "k", 0, 10)
 	for i := range 10 {
 		m := next(t, out)
 		require.Equal(t, i, number(t, m))
@@ -132,30 +133,32 @@ func TestSubscriberWaitsForBroker(t *testing.T) {
 }
 
 func TestSubscriberSurvivesRestarts(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 4, "t")
-	p := b.publisher()
-	const keys, each = 8, 300
-	c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
-	_, out := b.subscribe(b.config("g"), "t")
-	c.consume(t, out)
-	var publishing sync.WaitGroup
-	for k := range keys {
-		publishing.Go(func() {
-			for i := range each {
-				if err := p.Publish("t", keyed(fmt.Sprint("k", k), i)); err != nil {
-					t.Error(err)
+	onEach(t, ownApache, func(t *testing.T, newBroker newBrokerFunc) {
+		b := newBroker(t, 4, "t")
+		p := b.publisher()
+		const keys, each = 8, 300
+		c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
+		_, out := b.subscribe(b.config("g"), "t")
+		c.consume(t, out)
+		var publishing sync.WaitGroup
+		for k := range keys {
+			publishing.Go(func() {
+				for i := range each {
+					if err := p.Publish(b.named("t"), keyed(fmt.Sprint("k", k), i)); err != nil {
+						t.Error(err)
+					}
 				}
-			}
-		})
-	}
-	for _, left := range []int{keys * each * 3 / 4, keys * each / 2} {
-		require.Eventually(t, func() bool { return c.missing() <= left }, soon, tick)
-		b.stop()
-		b.start()
-	}
-	publishing.Wait()
-	require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
+			})
+		}
+		for i, end := range []func(){b.stop, b.kill} {
+			left := keys * each * (3 - i) / 4
+			require.Eventually(t, func() bool { return c.missing() <= left }, soon, tick)
+			end()
+			b.start()
+		}
+		publishing.Wait()
+		require.Eventually(t, func() bool { return c.missing() == 0 }, soon, tick)
+	})
 }
 
 // The broker is away: closing ends all the same, in time.
@@ -164,7 +167,7 @@ func TestSubscriberClosesWithoutBroker(t *testing.T) {
 	b := newBroker(t, 1, "t")
 	p := b.publisher()
 	sub, out := b.subscribe(b.config("g"), "t")
-	publish(t, p, "t", "k", 0, 1)
+	publish(t, p, b.named("t"), "k", 0, 1)
 	m := next(t, out)
 	b.stop()
 	m.Ack()

@@ -14,7 +14,8 @@ import (
 
 // SubscriberConfig configures a [Subscriber].
 type SubscriberConfig struct {
-	Brokers []string
+	Brokers  []string
+	Security Security
 	// Group is the consumer group.
 	Group string
 	// InstanceID makes the member a static one (KIP-345): after a crash it has its partitions back at once, instead of
@@ -22,6 +23,9 @@ type SubscriberConfig struct {
 	InstanceID string
 	// Window is the most messages of one partition that may be handed out and not acknowledged; 500 if zero.
 	Window int
+	// MaxBytes is about how many bytes of payload may be held, in flight or fetched ahead, by all partitions that were
+	// assigned together; 32 MiB if zero. Each has an equal share, so that one which is stuck takes none from another.
+	MaxBytes int
 	// SessionTimeout is how long the group waits for a member that went silent; 10 s if zero.
 	SessionTimeout time.Duration
 	// CloseTimeout is how long messages in flight are waited for when the subscription ends or a partition goes to
@@ -48,6 +52,9 @@ type Subscriber struct {
 func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	if cfg.Window == 0 {
 		cfg.Window = 500
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = 32 << 20
 	}
 	if cfg.SessionTimeout == 0 {
 		cfg.SessionTimeout = 10 * time.Second

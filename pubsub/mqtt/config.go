@@ -40,9 +40,12 @@ type Config struct {
 	Topics []string
 	// Window is the most messages that may be unacknowledged at once, the MQTT receive maximum: 1–65535, 1000 if zero.
 	Window int
-	// QoS0Buffer is about how many bytes of messages with QoS 0 may wait in memory for a handler; 64 MiB if zero. The
+	// Buffer is about how many bytes of messages may wait in memory to be handed out; 16 MiB if zero. Beyond that nothing
+	// is read from the broker until there is room again. What is handed out, and not acknowledged, is bounded besides.
+	Buffer int
+	// QoS0Buffer is about how many bytes of messages with QoS 0 may wait in memory for a handler; 16 MiB if zero. The
 	// window holds the broker back for QoS 1 only. QoS 0 promises at most once, and what comes on top is dropped and
-	// counted: to stop reading instead would cost the connection.
+	// counted.
 	QoS0Buffer int
 	// ConnectTimeout bounds one attempt to connect, and the wait for a SUBACK; 5 s if zero.
 	ConnectTimeout time.Duration
@@ -99,7 +102,8 @@ func (c Config) withDefaults() (Config, *url.URL, error) {
 	setDefault(&c.Group, "ingestion")
 	setDefault(&c.ClientID, "cornjacket-"+c.Group)
 	setDefault(&c.SessionExpiry, 30*24*time.Hour)
-	setDefault(&c.QoS0Buffer, 64<<20)
+	setDefault(&c.Buffer, 16<<20)
+	setDefault(&c.QoS0Buffer, 16<<20)
 	setDefault(&c.ConnectTimeout, 5*time.Second)
 	setDefault(&c.MaxBackoff, 3*time.Second)
 	setDefault(&c.CloseTimeout, 10*time.Second)

@@ -46,7 +46,9 @@ type link struct {
 	mu       sync.Mutex
 	wake     chan struct{}
 	inbox    []*paho.Publish
-	qos0     int // bytes of QoS 0 in the inbox
+	room     chan struct{} // signalled when held has become less
+	held     int           // bytes received and not handed to the lane
+	qos0     int           // of these, those of QoS 0
 	sent     []sentMessage
 	puback   []byte // encoded PUBACKs to write
 	seq      uint64
@@ -66,6 +68,7 @@ func newLink(s *subscription, conn io.Writer) *link {
 		s: s, conn: conn, started: time.Now(),
 		feed:     make(chan *message.Message),
 		wake:     make(chan struct{}, 1),
+		room:     make(chan struct{}, 1),
 		pumped:   make(chan struct{}),
 		refused:  make(chan struct{}, 1),
 		ackWake:  make(chan struct{}, 1),
@@ -82,28 +85,59 @@ func newLink(s *subscription, conn io.Writer) *link {
 	return l
 }
 
-// receive takes a message from the client's callback and never blocks: while the callback waits, the client would not
-// see the answers to its pings. It returns false if it did not take it. The client asks for no topic aliases, and gives
-// each packet a body of its own.
+// receive takes a message from the client's callback. It returns false if it did not take it. The client asks for no
+// topic aliases, and gives each packet a body of its own.
 func (l *link) receive(p *paho.Publish) bool {
+	size := sizeOf(p)
+	if p.QoS > 0 && !l.awaitRoom(size) {
+		return false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ctx.Err() != nil {
 		return false
 	}
 	if p.QoS == 0 {
-		if l.qos0+qos0Size(p) > l.s.cfg.QoS0Buffer {
+		if l.qos0+size > l.s.cfg.QoS0Buffer {
 			return false
 		}
-		l.qos0 += qos0Size(p)
+		l.qos0 += size
 	}
+	l.held += size
 	l.inbox = append(l.inbox, p)
 	signal(l.wake)
 	return true
 }
 
-// qos0Size is about what a waiting message takes.
-func qos0Size(p *paho.Publish) int { return len(p.Payload) + 512 }
+// awaitRoom waits while too much is held already, and so stops reading from the broker. Its window bounds messages, not
+// bytes, and Mosquitto 2.0.11 sends a window more with each PUBACK. While it waits the client does not see the answers
+// to its pings, which is not the broker's silence. It returns false if the link ends.
+func (l *link) awaitRoom(size int) bool {
+	if l.hasRoom(size) {
+		return true
+	}
+	l.s.pinger.pause(true)
+	defer l.s.pinger.pause(false)
+	for {
+		select {
+		case <-l.room:
+			if l.hasRoom(size) {
+				return true
+			}
+		case <-l.intake.Done():
+			return false
+		}
+	}
+}
+
+func (l *link) hasRoom(size int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held == 0 || l.held+size <= l.s.cfg.Buffer
+}
+
+// sizeOf is about what a waiting message takes.
+func sizeOf(p *paho.Publish) int { return len(p.Payload) + 512 }
 
 // abandon forgets what has not been handed to the lane and returns how much of that the broker will not repeat.
 func (l *link) abandon() (lost uint64) {
@@ -151,13 +185,22 @@ func (l *link) send(p *paho.Publish) bool {
 	l.seq++
 	seq := l.seq
 	l.sent = append(l.sent, sentMessage{seq: seq, msg: msg, id: p.PacketID, qos: p.QoS, cancel: cancel})
-	if p.QoS == 0 {
-		l.qos0 -= qos0Size(p)
-	}
 	l.mu.Unlock()
+	defer l.release(p)
 	return l.lane.Send(l.intake, ctx, msg, seq, window.Source{
 		Topic: p.Topic, Partition: -1, Offset: -1, Key: orderKey(p.Topic),
 	})
+}
+
+// release notes that a message is not held any more.
+func (l *link) release(p *paho.Publish) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held -= sizeOf(p)
+	if p.QoS == 0 {
+		l.qos0 -= sizeOf(p)
+	}
+	signal(l.room)
 }
 
 // orderKey is the aggregate of a device's topic. The topic "events" carries the aggregate in its body, which is not
@@ -178,7 +221,9 @@ func newMessage(p *paho.Publish) *message.Message {
 	for _, u := range p.Properties.User {
 		switch u.Key {
 		case event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent:
-			msg.Metadata.Set(u.Key, u.Value)
+			if msg.Metadata.Get(u.Key) == "" { // a property given twice: the first counts, as with the embedded broker
+				msg.Metadata.Set(u.Key, u.Value)
+			}
 		}
 	}
 	return msg

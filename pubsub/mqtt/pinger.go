@@ -21,6 +21,7 @@ const (
 // the broker repeat what is in flight, so a busy machine gets longer before that.
 type pinger struct {
 	heard, sent atomic.Int64 // Unix nanoseconds
+	paused      atomic.Bool  // we are not listening
 }
 
 // Run pings until ctx ends, or returns an error when the broker has been silent for too long.
@@ -70,7 +71,19 @@ func (p *pinger) Run(ctx context.Context, conn net.Conn, keepAliveSeconds uint16
 	}
 }
 
-func (p *pinger) silence() time.Duration { return time.Since(time.Unix(0, p.heard.Load())) }
+// silence returns how long the broker has said nothing, as far as we have listened.
+func (p *pinger) silence() time.Duration {
+	if p.paused.Load() {
+		return 0
+	}
+	return time.Since(time.Unix(0, p.heard.Load()))
+}
+
+// pause says that nothing is read from the broker for now, or that it is again.
+func (p *pinger) pause(on bool) {
+	p.PacketReceived()
+	p.paused.Store(on)
+}
 
 func (p *pinger) PacketSent()         { p.sent.Store(time.Now().UnixNano()) }
 func (p *pinger) PacketReceived()     { p.heard.Store(time.Now().UnixNano()) }

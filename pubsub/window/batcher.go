@@ -40,10 +40,10 @@ type BatcherConfig[T any] struct {
 	MaxQueue int
 	// OnFlush, if set, is told the outcome of each attempt, for health and logs.
 	OnFlush func(items int, err error)
-	// Pace is the least time from one batch to the next while items are coming in numbers, that is after a batch of
-	// PaceFrom items or more: larger batches then cost less. A batch that follows a smaller one never waits. Zero means
-	// none ever does.
-	Pace time.Duration
+	// Pace, if set, is asked how long the next batch may gather, after one of PaceFrom items or more that took so long:
+	// while items are coming in numbers, larger batches cost less. A batch that follows a smaller one never waits, nor one
+	// that is full.
+	Pace func(took time.Duration) time.Duration
 	// MinBackoff and MaxBackoff bound the time between attempts; 50 ms and 2 s if zero.
 	MinBackoff, MaxBackoff time.Duration
 }
@@ -62,8 +62,10 @@ type Batcher[T any] struct {
 	mu     sync.Mutex
 	more   sync.Cond
 	queue  []*ticket[T]
+	queued int // weight of what is queued
 	weight int // of what is queued or being done
 	closed bool
+	ripe   chan struct{} // while a batch gathers: closed when it need not any longer
 }
 
 type ticket[T any] struct {
@@ -122,6 +124,7 @@ func (b *Batcher[T]) withdraw(t *ticket[T]) {
 	defer b.mu.Unlock()
 	if i := slices.Index(b.queue, t); i >= 0 {
 		b.queue = slices.Delete(slices.Clone(b.queue), i, i+1) // a batch being done shares the array
+		b.queued -= t.weight
 		b.weight -= t.weight
 	}
 }
@@ -141,7 +144,11 @@ func (b *Batcher[T]) push(t *ticket[T]) {
 		return
 	}
 	b.queue = append(b.queue, t)
+	b.queued += t.weight
 	b.weight += t.weight
+	if b.queued >= b.cfg.MaxBatch {
+		b.ripen()
+	}
 	b.more.Signal()
 }
 
@@ -150,6 +157,7 @@ func (b *Batcher[T]) push(t *ticket[T]) {
 func (b *Batcher[T]) Close(ctx context.Context) error {
 	b.mu.Lock()
 	b.closed = true
+	b.ripen()
 	b.more.Broadcast()
 	b.mu.Unlock()
 	select {
@@ -174,30 +182,38 @@ func (b *Batcher[T]) run() {
 		if batch = b.prepare(batch); len(batch) > 0 {
 			b.flush(batch)
 		}
-		if size >= PaceFrom {
-			b.gather(b.cfg.Pace - time.Since(began))
+		if size >= PaceFrom && b.cfg.Pace != nil {
+			b.gather(b.cfg.Pace(time.Since(began)))
 		}
 	}
 }
 
-// gather lets the next batch grow, unless it is full or the batcher is closing.
+// gather lets the next batch grow, until it is full or the batcher is closing.
 func (b *Batcher[T]) gather(d time.Duration) {
 	if d <= 0 {
 		return
 	}
+	ripe := make(chan struct{})
 	b.mu.Lock()
-	waiting := 0
-	for _, t := range b.queue {
-		waiting += t.weight
+	b.ripe = ripe
+	if b.closed || b.queued >= b.cfg.MaxBatch {
+		b.ripen()
 	}
-	enough := b.closed || waiting >= b.cfg.MaxBatch
 	b.mu.Unlock()
-	if enough {
-		return
-	}
 	select {
+	case <-ripe:
 	case <-time.After(d):
-	case <-b.ctx.Done():
+	}
+	b.mu.Lock()
+	b.ripe = nil
+	b.mu.Unlock()
+}
+
+// ripen ends the gathering of a batch, if one is gathering. The lock is held.
+func (b *Batcher[T]) ripen() {
+	if b.ripe != nil {
+		close(b.ripe)
+		b.ripe = nil
 	}
 }
 
@@ -242,6 +258,7 @@ func (b *Batcher[T]) take() []*ticket[T] {
 	}
 	batch := b.queue[:n:n]
 	b.queue = b.queue[n:]
+	b.queued -= weight
 	if len(b.queue) == 0 {
 		b.queue = nil
 	}
