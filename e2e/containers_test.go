@@ -151,6 +151,9 @@ func TestContainerLimits(t *testing.T) {
 		cpus += limits.CPUs
 		memory += bytes
 	}
+	size, err := strconv.ParseInt(outputOf(t, "docker", "image", "inspect", "--format", "{{.Size}}", project.Services["platform"].Image), 10, 64)
+	require.NoError(t, err)
+	require.Less(t, size, int64(40_000_000), "size of the platform's image in bytes")
 	require.Len(t, project.Services, 6)
 	require.LessOrEqual(t, cpus, 1.0001)
 	require.LessOrEqual(t, memory, int64(2<<30))
