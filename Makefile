@@ -8,7 +8,7 @@ GO            ?= go
 BIN           := bin/platform
 PACKAGES      ?= ./...
 # Longest run of the tests of one package.
-TEST_TIMEOUT  ?= 5m
+TEST_TIMEOUT  ?= 10m
 # Time for each fuzz target, and for each benchmark.
 FUZZTIME      ?= 10s
 BENCHTIME     ?= 1s
@@ -146,6 +146,10 @@ setup: ## Install what the tests need beside Go: PostgreSQL, Mosquitto, kcat
 .PHONY: test
 test: setup ## Run all tests with the race detector
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(PACKAGES)
+
+.PHONY: e2e-faults
+e2e-faults: setup ## Kill, freeze and starve the platform and all it needs, under load; some 12 minutes (E2E_FAULTS_SEED repeats a run)
+	E2E_FAULTS=full $(GO) test -race -count=1 -v -timeout 30m -run '^TestFault' ./e2e
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME

@@ -108,7 +108,10 @@ func rangeOf(query url.Values) (from, to time.Time, err error) {
 
 // uuidOf reads a UUID from the path.
 func uuidOf(r *http.Request, name string) (uuid.UUID, error) {
-	s := r.PathValue(name)
+	return checkUUID(name, r.PathValue(name))
+}
+
+func checkUUID(name, s string) (uuid.UUID, error) {
 	id, err := uuid.Parse(s)
 	if err != nil || len(s) != 36 { // uuid.Parse also takes urn:uuid:, braces and bare hex
 		return uuid.Nil, mistake(http.StatusUnprocessableEntity, name, "must be a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e")

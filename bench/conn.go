@@ -53,6 +53,7 @@ func (c *conn) send(request []byte) error {
 	if err != nil {
 		return fmt.Errorf("read answer: %w", err)
 	}
+	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return fmt.Errorf("read answer: %w", err)

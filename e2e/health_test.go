@@ -25,8 +25,12 @@ type healthReport struct {
 }
 
 // askHealth asks one port, which must answer soon whatever hangs behind it.
-func askHealth(ctx context.Context, url string) (status int, r healthReport, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+func askHealth(ctx context.Context, url string) (int, healthReport, error) {
+	return askHealthWithin(ctx, url, 2*time.Second)
+}
+
+func askHealthWithin(ctx context.Context, url string, limit time.Duration) (status int, r healthReport, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	a, err := request(ctx, http.MethodGet, url+"/health", nil)
 	if err != nil {

@@ -33,6 +33,13 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(busListen) != "" {
+		if err := serveBus(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: bus:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	code, err := testMain(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

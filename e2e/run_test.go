@@ -70,10 +70,7 @@ type mosquitto struct {
 func startMosquitto(t *testing.T, more ...string) *mosquitto {
 	t.Helper()
 	program := needTool(t, "mosquitto")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	addr := l.Addr().String()
-	require.NoError(t, l.Close())
+	addr := fixedAddr(t)
 	dir := newFolder(t)
 	require.NoError(t, os.Chmod(dir, 0o777)) // it changes its user when this is root
 	host, port, err := net.SplitHostPort(addr)

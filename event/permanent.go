@@ -1,6 +1,17 @@
 package event
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
+
+// What becomes of a message that failed is decided here, for all routers and stores:
+//
+//   - An error that [IsPermanent] says no retry mends: the message becomes a dead letter at once. What a database refused
+//     is one if it is [Unstorable].
+//   - Any other error means that something of ours is away, busy or full: it is tried again until it succeeds, health
+//     turns red, and nothing becomes a dead letter. Readers, who can't wait, are told so if it is an [Outage].
+//   - A panic, which is a bug, is retried a few times (package routers).
 
 // Permanent marks an error as one that no retry mends: the message that caused it becomes a dead letter. It returns
 // nil for nil.
@@ -26,13 +37,37 @@ func (e permanentError) Permanent() bool { return true }
 // Unstorable tells whether a database refused a value rather than failed: SQLSTATE classes 22 (data exception),
 // 23 (constraint) and 54 (program limit). Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
 func Unstorable(err error) bool {
-	var sql interface{ SQLState() string }
-	if !errors.As(err, &sql) || len(sql.SQLState()) != 5 {
-		return false
-	}
-	switch sql.SQLState()[:2] {
+	switch class, _ := sqlState(err); class {
 	case "22", "23", "54":
 		return true
 	}
 	return false
+}
+
+// Outage tells whether a database said that it can't do now what it could do at another time: SQLSTATE classes 08
+// (connection), 40 (rolled back, as after a deadlock), 53 (resources, such as disk space), 57 (operator intervention,
+// also a statement_timeout) and 58 (system), 25006 (a standby that is not yet promoted) and 55P03 (a lock_timeout).
+func Outage(err error) bool {
+	switch class, code := sqlState(err); class {
+	case "08", "40", "53", "57", "58":
+		return true
+	default:
+		return code == "25006" || code == "55P03"
+	}
+}
+
+// TooSlow tells whether a database was given less time than it would have taken, by a deadline of ours or its own
+// statement_timeout: with less to do at once it may succeed.
+func TooSlow(err error) bool {
+	_, code := sqlState(err)
+	return code == "57014" || errors.Is(err, context.DeadlineExceeded)
+}
+
+// sqlState returns the class and the whole of the SQLSTATE of an error; both are empty if it has none.
+func sqlState(err error) (class, code string) {
+	var sql interface{ SQLState() string }
+	if !errors.As(err, &sql) || len(sql.SQLState()) != 5 {
+		return "", ""
+	}
+	return sql.SQLState()[:2], sql.SQLState()
 }

@@ -57,4 +57,8 @@ type DeadLetter struct {
 	Key           string
 	CorrelationID string
 	BusTopic      string // the dead letter topic that it is published on
+	EventType     string // empty if unreadable
+	Position      int64  // of the event in the log; zero if it is not there, or unreadable
+	// Properties are what an MQTT sender gave beside the body, by their Meta names; nil for other sources.
+	Properties map[string]string
 }

@@ -33,6 +33,9 @@ type Projection struct {
 	Topic   string // where its events travel
 	Applies func(eventType string) bool
 	Reduce  Reducer
+	// OrderMatters says that the state depends on the order in which events are applied. An event that was set aside as
+	// a dead letter can then not be applied after newer ones; the projection has to be rebuilt.
+	OrderMatters bool
 }
 
 // Newest is the reducer of projections that are the payload of the event with the newest event_time; of two with the

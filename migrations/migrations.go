@@ -57,6 +57,19 @@ func Up(ctx context.Context, db *sql.DB, service string) (int, error) {
 	return len(done), nil
 }
 
+// UpTo is Up to a version and no further, for tests of what the versions behind it do.
+func UpTo(ctx context.Context, db *sql.DB, service string, version int64) (int, error) {
+	p, err := provider(db, service)
+	if err != nil {
+		return 0, err
+	}
+	done, err := p.UpTo(ctx, version)
+	if err != nil {
+		return 0, fmt.Errorf("migrate %s to version %d: %w", service, version, err)
+	}
+	return len(done), nil
+}
+
 // Reset undoes all of a service's migrations: its tables and their rows are gone.
 func Reset(ctx context.Context, db *sql.DB, service string) (int, error) {
 	p, err := provider(db, service)
@@ -68,6 +81,23 @@ func Reset(ctx context.Context, db *sql.DB, service string) (int, error) {
 		return 0, fmt.Errorf("reset %s: %w", service, err)
 	}
 	return len(done), nil
+}
+
+// Newest returns the version of a service's newest migration.
+func Newest(service string) (int64, error) {
+	names, err := fs.Glob(files, service+"/*.sql")
+	if err != nil {
+		return 0, fmt.Errorf("list migrations of %s: %w", service, err)
+	}
+	var newest int64
+	for _, name := range names {
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return 0, fmt.Errorf("read version of migration %s: %w", name, err)
+		}
+		newest = max(newest, version)
+	}
+	return newest, nil
 }
 
 // Status is one migration of a service.

@@ -26,8 +26,8 @@ const (
 
 // owned are the tables of each service, without those of goose.
 var owned = map[string][]string{
-	ingestion:    {"outbox", "event_store", "relay_cursor", "dlq"},
-	eventhandler: {"projections", "dlq"},
+	ingestion:    {"outbox", "event_store", "relay_cursor", "dlq", "dlq_replays", "dlq_replay_items"},
+	eventhandler: {"projections", "dlq", "dlq_replays", "dlq_replay_items"},
 }
 
 func open(t *testing.T, url string) *sql.DB {
@@ -142,9 +142,10 @@ func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
 		up(t, db, service, len(filesOf(t, service)))
 		rows, err := db.Query(`
 			SELECT column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '-')
-			FROM information_schema.columns WHERE table_name = 'dlq'
-			UNION ALL SELECT indexdef FROM pg_indexes WHERE tablename = 'dlq'
-			UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'dlq'::regclass
+			FROM information_schema.columns WHERE table_name IN ('dlq', 'dlq_replays', 'dlq_replay_items')
+			UNION ALL SELECT indexdef FROM pg_indexes WHERE tablename IN ('dlq', 'dlq_replays', 'dlq_replay_items')
+			UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint
+				WHERE conrelid IN ('dlq'::regclass, 'dlq_replays'::regclass, 'dlq_replay_items'::regclass)
 			ORDER BY 1`)
 		require.NoError(t, err)
 		defer func() { _ = rows.Close() }()
@@ -202,9 +203,15 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 				_, err := db.Exec(addLetter, consumer)
 				require.NoError(t, err)
 			}
+			for _, one := range migrations.Services() {
+				_, err := db.Exec(`INSERT INTO dlq_replays (replay_id, service, filter, rate, total) VALUES (gen_random_uuid(), $1, '{}', 1, 0)`, one)
+				require.NoError(t, err)
+			}
 			n, err := migrations.Reset(t.Context(), db, service)
 			require.NoError(t, err)
 			require.Equal(t, len(filesOf(t, service)), n)
+			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replays WHERE service = '`+other+`'`))
+			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replays`))
 			require.False(t, exists(t, db, owned[service][0]))
 			for _, table := range owned[other] {
 				require.True(t, exists(t, db, table), table)

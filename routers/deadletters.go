@@ -92,7 +92,7 @@ func (p *poison) letter(msg *message.Message) event.DeadLetter {
 	}
 	l.RetryCount = attempts(msg.Context()) - 1
 	if e, err := event.Unmarshal(msg.Payload); err == nil {
-		l.EventID = e.ID
+		l.EventID, l.EventType, l.Position = e.ID, e.Type, e.Metadata.Position
 	} else if id, err := uuid.Parse(msg.Metadata.Get(event.MetaEventID)); err == nil {
 		l.EventID = id
 	} else if id, err := uuid.Parse(msg.UUID); err == nil && p.consumer != Ingestion { // there it is the message's own
@@ -103,23 +103,45 @@ func (p *poison) letter(msg *message.Message) event.DeadLetter {
 		return l
 	}
 	l.Topic, l.Key = src.Topic, src.Key
+	if l.EventType == "" {
+		l.EventType = msg.Metadata.Get(event.MetaEventType)
+	}
 	if src.Partition >= 0 {
 		l.Partition = &src.Partition
 	}
 	if src.Offset >= 0 {
 		l.Offset = &src.Offset
+	} else if msg.UUID != "" {
+		// It is stored again if the answer is lost, and must then be known: what was handed out once is one letter.
+		l.ID = uuid.NewSHA1(uuid.NameSpaceOID, []byte(p.consumer+"\x00"+src.Topic+"\x00"+msg.UUID))
 	}
 	switch p.consumer {
 	case Ingestion:
+		l.Position, l.Properties = 0, properties(msg) // it is not in the log, whatever it says
 		if _, eventType, err := event.SplitMQTTTopic(src.Topic); err == nil {
+			l.EventType = eventType
 			l.BusTopic = event.DeadLetterTopic(event.Topic(eventType))
 		}
 	case Relay:
+		if l.Position == 0 && l.Offset != nil {
+			l.Position = *l.Offset
+		}
 		l.BusTopic = event.DeadLetterTopic(event.Topic(msg.Metadata.Get(event.MetaEventType)))
 	default:
 		l.BusTopic = event.DeadLetterTopic(src.Topic)
 	}
 	return l
+}
+
+// properties are what an MQTT message says beside its body; a replay reads them again.
+func properties(msg *message.Message) map[string]string {
+	given := make(map[string]string)
+	for _, name := range []string{event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent} {
+		if value := msg.Metadata.Get(name); value != "" {
+			given[name] = value
+		}
+	}
+	return given
 }
 
 // Mailbox is where dead letters wait to be published. It may be used concurrently.

@@ -163,5 +163,6 @@ func TestRelaySetsAsideWhatTheBusRefuses(t *testing.T) {
 	require.Equal(t, event.DeadLetter{
 		Consumer: Relay, EventID: e.ID, Payload: marshal(t, e), Error: "message too large", FailedAt: t0, Topic: "outbox",
 		Offset: &offset, Key: "device-7", CorrelationID: "c-7", BusTopic: "sensor-events.dlq",
+		EventType: "sensor.reading", Position: 7,
 	}, box.all()[0])
 }

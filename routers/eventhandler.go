@@ -128,12 +128,17 @@ func (a *application) read(projections []handlers.Projection) error {
 		return event.Permanent(errors.New("metadata.position: is missing, the event did not come through the log"))
 	}
 	a.event = e
+	a.choose(projections)
+	return nil
+}
+
+// choose keeps the projections that the event is for.
+func (a *application) choose(projections []handlers.Projection) {
 	for _, p := range projections {
-		if p.Applies(e.Type) {
+		if p.Applies(a.event.Type) {
 			a.projections = append(a.projections, p)
 		}
 	}
-	return nil
 }
 
 // apply folds a batch into its projections, in order, in one transaction, and returns how many rows it is about. Rows

@@ -21,14 +21,19 @@ type DeadLetters struct{ pool *pgxpool.Pool }
 // NewDeadLetters returns the dead letters in the database of pool, which stays the caller's.
 func NewDeadLetters(pool *pgxpool.Pool) *DeadLetters { return &DeadLetters{pool: pool} }
 
-// Add stores a dead letter. One that is there already (same consumer, topic, partition, offset and bytes) is kept as it is.
+// Add stores a dead letter. One that is there already is kept as it is: one with the same ID, if it has one, with the
+// same consumer, topic, partition, offset and bytes, or, where the source has no offsets, with the same consumer, event
+// and bytes.
 func (d *DeadLetters) Add(ctx context.Context, l event.DeadLetter) error {
 	_, err := d.pool.Exec(ctx, `
 		INSERT INTO dlq (consumer, event_id, event_payload, error_message, failed_at, retry_count, source_topic,
-			source_partition, source_offset, message_key, correlation_id, bus_topic)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING`,
+			source_partition, source_offset, message_key, correlation_id, bus_topic, event_type, position, properties, dlq_id)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, ''), nullif($14::bigint, 0), $15,
+			coalesce($16, gen_random_uuid()))
+		ON CONFLICT DO NOTHING`,
 		l.Consumer, pgtype.UUID{Bytes: l.EventID, Valid: l.EventID != uuid.Nil}, l.Payload, text(l.Error), l.FailedAt, l.RetryCount,
-		text(l.Topic), l.Partition, l.Offset, text(l.Key), text(l.CorrelationID), l.BusTopic)
+		text(l.Topic), l.Partition, l.Offset, text(l.Key), text(l.CorrelationID), l.BusTopic, text(l.EventType), l.Position,
+		texts(l.Properties), pgtype.UUID{Bytes: l.ID, Valid: l.ID != uuid.Nil})
 	if err != nil {
 		return fmt.Errorf("store dead letter: %w", err)
 	}
@@ -38,6 +43,18 @@ func (d *DeadLetters) Add(ctx context.Context, l event.DeadLetter) error {
 // text makes a string that came from outside one that PostgreSQL can hold; the bytes as they came are in event_payload.
 func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// texts is text for each value; nil stays nil, which is NULL.
+func texts(m map[string]string) map[string]string {
+	if m == nil {
+		return nil
+	}
+	clean := make(map[string]string, len(m))
+	for name, value := range m {
+		clean[name] = text(value)
+	}
+	return clean
 }
 
 // Unpublished returns the oldest dead letters of consumers that are not on their bus topic yet.

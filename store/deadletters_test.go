@@ -49,6 +49,20 @@ func TestADeadLetterIsKeptAsItCame(t *testing.T) {
 	}
 }
 
+// Who adds a letter again, because the answer was lost, may have given it an ID.
+func TestADeadLetterIsKnownByItsID(t *testing.T) {
+	t.Parallel()
+	d := store.NewDeadLetters(database(t))
+	l := letter("ingestion", 0, 1)
+	l.Partition, l.Offset, l.EventID, l.ID = nil, nil, uuid.Nil, uuid.New()
+	require.NoError(t, d.Add(t.Context(), l))
+	require.NoError(t, d.Add(t.Context(), l))
+	list, err := d.Unpublished(t.Context(), []string{"ingestion"}, 10)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	require.Equal(t, l.ID, list[0].ID)
+}
+
 // Texts about a message come from outside too; what the database can't hold of them is replaced.
 func TestADeadLetterWithUnstorableTextsIsStored(t *testing.T) {
 	t.Parallel()
@@ -70,6 +84,8 @@ func TestAddIsIdempotent(t *testing.T) {
 	unpartitioned.Topic, unpartitioned.Partition = "outbox", nil
 	unknown := letter("ingestion", 0, 1)
 	unknown.Topic, unknown.Partition, unknown.Offset = "devices/d/events/sensor.reading", nil, nil
+	unnamed := unknown
+	unnamed.EventID = uuid.Nil
 	otherPartition, otherOffset := letter("eventhandler", 1, 1), letter("eventhandler", 0, 2)
 	otherConsumer, otherBytes := letter("tsdb", 0, 1), letter("eventhandler", 0, 1)
 	otherBytes.Payload = []byte("of a topic that was made anew")
@@ -82,7 +98,8 @@ func TestAddIsIdempotent(t *testing.T) {
 	}{
 		"the same":                      {base, base, 1},
 		"the same without partitions":   {unpartitioned, unpartitioned, 1},
-		"the same, or another one":      {unknown, unknown, 2}, // an MQTT message can't be told from one with the same bytes
+		"the same without an offset":    {unknown, unknown, 1}, // its event tells
+		"the same, or another one":      {unnamed, unnamed, 2}, // without an event nothing does
 		"another partition":             {base, otherPartition, 2},
 		"another offset":                {base, otherOffset, 2},
 		"another topic":                 {base, otherTopic, 2},

@@ -91,14 +91,10 @@ func unmatchable(err error) bool {
 	return false
 }
 
-// unavailable turns an error of the connection, or a timeout, into one that wraps [ErrUnavailable].
+// unavailable turns an error of the connection, an outage or a timeout into one that wraps [ErrUnavailable].
 func unavailable(err error) error {
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		switch pg.Code[:min(2, len(pg.Code))] {
-		case "08", "53", "57", "58": // connection, resources, operator intervention (also statement_timeout), system
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
+	if errors.As(err, &pg) && !event.Outage(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -21,6 +21,8 @@ type cli struct {
 	Simulate config.Simulate `cmd:"" help:"Publish readings of simulated devices over MQTT."`
 	Routes   struct{}        `cmd:"" help:"Print the table of routers: what flows from where to where."`
 	Health   config.Health   `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
+	DLQ      config.DLQ      `cmd:"" name:"dlq" help:"List, show, replay and discard dead letters: what a consumer could not handle."`
+	Doctor   config.Doctor   `cmd:"" help:"Check databases, bus, MQTT broker, services and ledger from outside; says what to do, exit code 1 if anything fails."`
 	Token    config.Token    `cmd:"" help:"Make a bearer token for the HTTP APIs, and its entry for API_TOKENS."`
 	Version  struct{}        `cmd:"" help:"Print the version."`
 }
@@ -45,7 +47,7 @@ func (p *program) parse(args []string) (func(context.Context) error, error) {
 	if err != nil {
 		return nil, usageError(err)
 	}
-	return p.command(parsed.Selected().Name, &grammar)
+	return p.command(parsed.Selected().Path(), &grammar)
 }
 
 func (p *program) parser(grammar *cli, exit func(int)) (*kong.Kong, error) {
@@ -100,6 +102,18 @@ func (p *program) command(name string, settings *cli) (func(context.Context) err
 		return func(context.Context) error { return p.work.routes(p.stdout) }, nil
 	case "health":
 		return func(ctx context.Context) error { return health(ctx, settings.Health, p.stdout) }, nil
+	case "dlq list":
+		return func(ctx context.Context) error { return listLetters(ctx, settings.DLQ.List, p.stdout, p.stderr) }, nil
+	case "dlq show":
+		return func(ctx context.Context) error { return showLetters(ctx, settings.DLQ.Show, p.stdout) }, nil
+	case "dlq replay":
+		return func(ctx context.Context) error {
+			return replayLetters(ctx, settings.DLQ.Replay, p.stdin, p.stdout, p.stderr)
+		}, nil
+	case "dlq discard":
+		return func(ctx context.Context) error { return discardLetters(ctx, settings.DLQ.Discard, p.stdout) }, nil
+	case "doctor":
+		return func(ctx context.Context) error { return p.work.doctor(ctx, settings.Doctor, p.stdout) }, nil
 	case "token":
 		return func(context.Context) error { return printToken(settings.Token, p.stdout) }, nil
 	case "version":

@@ -27,6 +27,7 @@ func main() {
 	ctx, stop := untilSignal(context.Background(), os.Stderr, os.Exit)
 	code := (&program{
 		env:    os.LookupEnv,
+		stdin:  os.Stdin,
 		stdout: os.Stdout,
 		stderr: os.Stderr,
 		work:   platform(),
@@ -38,6 +39,7 @@ func main() {
 // program is one call of the command, with what it takes from the process around it.
 type program struct {
 	env            config.LookupEnv
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	work           work
 }

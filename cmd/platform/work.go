@@ -7,6 +7,7 @@ import (
 
 	"github.com/cornjacket/platform-services/internal/app"
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/doctor"
 	"github.com/cornjacket/platform-services/internal/simulate"
 	"github.com/cornjacket/platform-services/routers"
 )
@@ -18,12 +19,13 @@ type work struct {
 	migrate  func(context.Context, config.Migrate, io.Writer) error
 	simulate func(context.Context, config.Simulate, io.Writer) error
 	routes   func(io.Writer) error
+	doctor   func(context.Context, config.Doctor, io.Writer) error
 }
 
 // platform returns the work of the real platform.
 func platform() work {
 	app.Version, _ = stamp()
-	return work{run: app.Run, dev: app.Dev, migrate: app.Migrate, simulate: simulation, routes: routers.Print}
+	return work{run: app.Run, dev: app.Dev, migrate: app.Migrate, simulate: simulation, routes: routers.Print, doctor: doctor.Run}
 }
 
 // simulation publishes what simulated devices would; its result is in what it prints, and in the error.

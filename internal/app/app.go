@@ -80,11 +80,13 @@ type platform struct {
 
 	registry *prometheus.Registry
 	metrics  *routers.Metrics
+	lag      *lagGauges
 	doors    doors
 	ports    []*port
 	pools    map[string]*pgxpool.Pool // by URL and use
 	closers  []closer
 	broker   *mochi.Broker // embedded; nil without one
+	pending  *prometheus.GaugeVec
 	clients  clients
 
 	topicsExist chan struct{} // see topics
@@ -108,7 +110,7 @@ const (
 func newPlatform(cfg config.Run, log *slog.Logger) *platform {
 	p := &platform{cfg: cfg, log: log, now: time.Now, registry: prometheus.NewRegistry(), pools: make(map[string]*pgxpool.Pool)}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	p.metrics = routers.NewMetrics(p.registry)
+	p.metrics, p.lag = routers.NewMetrics(p.registry), newLagGauges(p.registry)
 	return p
 }
 

@@ -57,11 +57,11 @@ func memberMain(arg string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	sub := kafka.NewSubscriber(kafka.SubscriberConfig{
 		Brokers: []string{cfg.Broker}, Group: cfg.Group, InstanceID: cfg.Instance, Window: 50,
-		SessionTimeout: time.Second, CloseTimeout: 3 * time.Second, Log: log,
+		SessionTimeout: time.Second, CloseTimeout: 15 * time.Second, Log: log,
 	})
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
 		Stack: routers.Stack{
-			RetryMax: 3, RetryInterval: time.Millisecond, Timeout: 10 * time.Second, CloseTimeout: 10 * time.Second, Log: log,
+			RetryMax: 3, RetryInterval: time.Millisecond, Timeout: 10 * time.Second, CloseTimeout: 30 * time.Second, Log: log,
 		},
 		Subscriber: sub, Store: store.NewProjections(pool), Projections: []handlers.Projection{counting()},
 		Letters: store.NewDeadLetters(pool), Now: time.Now, MaxBatch: 20,

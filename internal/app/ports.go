@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"time"
@@ -74,9 +75,14 @@ func (p *platform) listenMQTT() error {
 	if err != nil {
 		return err
 	}
-	broker, err := mochi.Listen(mochi.Config{Addr: addr, Users: users, Log: p.log})
+	broker, err := mochi.Listen(mochi.Config{
+		Addr: addr, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, Users: users, Log: p.log,
+	})
 	if err != nil {
 		return fmt.Errorf("embedded MQTT broker: %w", err)
+	}
+	if bound, err := netip.ParseAddrPort(broker.Addr()); err == nil && !bound.Addr().IsLoopback() && p.cfg.MQTTUsername == "" && users == nil {
+		p.log.Warn("everyone who reaches the embedded MQTT broker may publish (neither MQTT_USERNAME nor EMBEDDED_MQTT_USERS is set)", "address", broker.Addr())
 	}
 	p.broker = broker
 	p.onStop(stageIngestion, "embedded MQTT broker", func(context.Context) error { return broker.Close() })

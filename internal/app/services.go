@@ -82,7 +82,8 @@ func (p *platform) startQuery(ctx context.Context) error {
 	port := p.port(config.Query)
 	reader := apiReader{store.NewReader(projections, events)}
 	p.serve(port, func(mux *http.ServeMux) {
-		api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
+		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
+		api.MountLedger(a, api.LedgerConfig{Accounts: p.accounts(events, projections), Log: p.log})
 	})
 	checks := []health.Check{postgresCheck(projections)}
 	if events != projections {
@@ -145,26 +146,32 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot), Security: p.clients.bus,
 	})
 	letters := store.NewDeadLetters(pool)
+	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
 	man := p.postman(letters, routers.Eventhandler)
-	flushes := &flushLog{what: "projections", log: p.log}
+	flushes := &flushLog{what: "projections", log: p.log, now: p.now}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
-		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: letters, Added: man.Wake,
+		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: watched, Added: man.Wake,
 		Now: p.now, MaxBatch: 8 * p.cfg.BatchSize, OnFlush: flushes.note,
 	})
 	if err != nil {
 		return err
 	}
 	p.onStop(stageFlow, "event handler", router.Close)
+	desk, err := p.eventhandlerDesk(nil)
+	if err != nil {
+		return err
+	}
 	topics := p.topics()
 	port := p.port(config.Eventhandler)
-	p.watch(port, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
-		health.Check{Name: "consumer", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
-			d := health.Details{"partitions": sub.Assigned()}
-			if !sub.Joined() {
-				return d, errors.New("no partitions assigned yet")
-			}
-			return d, nil
-		}})
+	p.serve(port, func(mux *http.ServeMux) {
+		api.NewDeadLetters(mux, p.log, api.Info{
+			Title: "Cornjacket event handler", Description: "Dead letters of the event handler.", Version: Version,
+		}, desk.config(routers.Eventhandler))
+	})
+	p.onStop(stageFlow, "event handler API", port.stopTaking)
+	p.watch(port, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
+		flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
+		consumerLag(routers.Eventhandler, sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.background.Go(func() {
 		select { // a group that consumes topics that don't exist yet only finds them at the next refresh of metadata
 		case <-topics:
@@ -189,8 +196,9 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 	}
 	wake := &waker{}
 	var in *outbox.Publisher
+	var flushes *flushLog
 	if p.runs(config.Ingestion) {
-		flushes := &flushLog{what: "outbox", log: p.log}
+		flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
 		db := stdlib.OpenDBFromPool(pool)
 		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
 			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
@@ -207,7 +215,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 		}
 	}
 	if in != nil {
-		return p.startIngestion(pool, in, wake)
+		return p.startIngestion(pool, in, wake, flushes)
 	}
 	return nil
 }
@@ -245,43 +253,52 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 	}
 	sub := outbox.NewSubscriber(pool, cfg)
 	letters := store.NewDeadLetters(pool)
+	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
 	wake.relay, wake.letter = sub, p.postman(letters, routers.Ingestion, routers.Relay)
 	router, err := routers.NewRelay(routers.RelayConfig{
-		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: letters, Added: wake.letters, Now: p.now,
+		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: watched, Added: wake.letters, Now: p.now,
 	})
 	if err != nil {
 		return err
 	}
 	p.onStop(stageFlow, "relay", router.Close)
 	p.watch(p.port(config.Relay),
-		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now))
+		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now), watched.check(),
+		relayLag(sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.goRun(router)
 	return nil
 }
 
-func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker) error {
+func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake *waker, flushes *flushLog) error {
 	source, check, err := p.mqttSource()
 	if err != nil {
 		return err
 	}
+	watched := &watchedLetters{DeadLetterStore: store.NewDeadLetters(pool), now: p.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
-		Stack: p.stack(), Subscriber: source, Store: in, Letters: store.NewDeadLetters(pool), Added: wake.letters,
+		Stack: p.stack(), Subscriber: source, Store: in, Letters: watched, Added: wake.letters,
 		Now: p.now, NewID: newID,
 	})
 	if err != nil {
 		return err
 	}
+	desk, err := p.ingestionDesk()
+	if err != nil {
+		return err
+	}
 	port := p.port(config.Ingestion)
 	p.serve(port, func(mux *http.ServeMux) {
-		api.MountIngestion(mux, api.IngestionConfig{
+		a := api.MountIngestion(mux, api.IngestionConfig{
 			Ingester: apiIngester{in}, Now: p.now, NewID: newID, Log: p.log, Version: Version, Timeout: p.cfg.IngestTimeout,
 		})
+		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
 	})
 	oldest := func() time.Time { return time.Time{} }
 	if s, ok := source.(*mqtt.Subscriber); ok {
 		oldest = s.Oldest
 	}
-	p.watch(port, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+	p.watch(port, desk.check, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+		flushes.check(func() bool { return in.Queued() > 0 }), watched.check(),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()
 			d := health.Details{"events": queued}
@@ -310,7 +327,7 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 	if err != nil {
 		return nil, health.Check{}, fmt.Errorf("MQTT_URL: %w", err)
 	}
-	return sub, health.Check{Name: "mqtt", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
+	return sub, health.Check{Name: "mqtt", Every: 250 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
 		if sub.Connected() {
 			return nil, nil
 		}

@@ -18,6 +18,7 @@ type grammar struct {
 	Migrate  config.Migrate  `cmd:""`
 	Simulate config.Simulate `cmd:""`
 	Health   config.Health   `cmd:""`
+	DLQ      config.DLQ      `cmd:"" name:"dlq"`
 	Token    config.Token    `cmd:""`
 }
 

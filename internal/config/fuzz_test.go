@@ -25,13 +25,15 @@ func refusedIn(t *testing.T, err error) {
 }
 
 func FuzzSettings(f *testing.F) {
-	for i := range kindVariables {
-		for _, value := range []string{
-			"x", "1", "-1", "99999999999999999999", "1h", "a:1", "[::1]:1", "a:1,b:2", "ingestion", "postgres://u:p@h/d", "mqtt://h", "mqtts://[::1%25eth0]:1", "true",
-			"a:read:" + strings.Repeat("ab", 32), "\x00", "\xff", "a\nb", "%zz", ":", ",", "://", "none",
-		} {
-			f.Add(uint8(i), value)
-		}
+	for i, value := range []string{ // a good one for each
+		"ingestion", "[::1]:1", "postgres://u:p@h/d", "a:1,b:2", "mqtts://[::1%25eth0]:1", "id", "1", "-1", "1h", "65535", "debug", "true",
+		"a:read:" + strings.Repeat("ab", 32), "auto", "none", "0",
+	} {
+		f.Add(uint8(i), value)
+	}
+	for i, value := range []string{"x", "-1", "99999999999999999999", "a:1", "\x00", "\xff", "a\nb", "%zz", ":", ",", "://", ",,", "a:b:c", "  ", strings.Repeat("x", 300)} {
+		f.Add(uint8(i), value)
+		f.Add(uint8(i+7), value)
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, value string) {
 		variable := kindVariables[int(kind)%len(kindVariables)]
@@ -43,22 +45,18 @@ func FuzzSettings(f *testing.F) {
 
 // FuzzSettingsKeepPasswords gives passwords where they belong and where they do not: no error shows them.
 func FuzzSettingsKeepPasswords(f *testing.F) {
-	for _, rest := range []string{"", "@h/d", "@h:x/d", "/d", "@", "@[::1/d", "?x=y", "@h/d?sslmode=bogus", "#x", "\n", "%zz@h", " @h/d", "@h@i/d", "\x7f"} {
+	for _, rest := range []string{"", "@h:x/d", "@[::1/d", "?x=y", "%zz@h", " @h/d"} {
 		f.Add(rest)
 	}
 	f.Fuzz(func(t *testing.T, rest string) {
 		for variable, scheme := range map[string]string{"QUERY_DATABASE_URL": "postgres://", "MQTT_URL": "mqtt://", "REDPANDA_BROKERS": "", "INGESTION_ADDR": "", "API_TOKENS": ""} {
-			for _, user := range []string{"user:", "", ":"} {
-				if user == "" && scheme == "" && variable != "API_TOKENS" {
-					continue // it is no password then, but the value
-				}
-				_, err := parse(t, map[string]string{variable: scheme + user + "Xq7-geheim" + rest}, "run")
-				if err != nil && user != "" {
-					refusedIn(t, err)
-					if strings.HasPrefix(rest, "@") || variable == "API_TOKENS" {
-						require.NotContains(t, err.Error(), "geheim", variable)
-					}
-				}
+			_, err := parse(t, map[string]string{variable: scheme + "user:Xq7-geheim" + rest}, "run")
+			if err == nil {
+				continue
+			}
+			refusedIn(t, err)
+			if strings.HasPrefix(rest, "@") || variable == "API_TOKENS" { // else it need not be a password
+				require.NotContains(t, err.Error(), "geheim", variable)
 			}
 		}
 	})

@@ -103,13 +103,13 @@ type Broker struct {
 	// MQTTClientID names the durable session in which the MQTT broker keeps what ingestion has not acknowledged.
 	MQTTClientID string `name:"mqtt-client-id" type:"clientid" var:"MQTT_CLIENT_ID" default:"${mqtt_client_id}" placeholder:"ID" help:"Name of ingestion's session at the MQTT broker. It must stay the same across restarts, or events waiting in the session are lost, and differ between instances, or they throw each other out. Default: cornjacket-ingestion-<hostname>."`
 	// EmbeddedMQTT replaces the MQTT broker by one inside the process, which acknowledges a publish once it is stored.
-	EmbeddedMQTT bool `name:"embedded-mqtt" var:"EMBEDDED_MQTT" help:"Run an MQTT broker inside ingestion, on host and port of MQTT_URL, and take events from it."`
+	EmbeddedMQTT bool `name:"embedded-mqtt" var:"EMBEDDED_MQTT" help:"Run an MQTT broker inside ingestion, on host and port of MQTT_URL, and take events from it. Devices must give MQTT_USERNAME and MQTT_PASSWORD if they are set."`
 	MQTTUsers
 }
 
 // MQTTUsers says who may use an embedded MQTT broker.
 type MQTTUsers struct {
-	EmbeddedMQTTUsers string `name:"embedded-mqtt-users" var:"EMBEDDED_MQTT_USERS" placeholder:"FILE" help:"Users of the embedded MQTT broker, a CSV file with the columns user_id,password,is_superuser; everyone may do everything if empty. A user that is no superuser is a device: it may publish below devices/{user_id}/ and read devices/{user_id}/commands/ only."`
+	EmbeddedMQTTUsers string `name:"embedded-mqtt-users" var:"EMBEDDED_MQTT_USERS" placeholder:"FILE" help:"Users of the embedded MQTT broker beside MQTT_USERNAME, a CSV file with the columns user_id,password,is_superuser; none if empty. A user that is no superuser is a device: it may publish below devices/{user_id}/ and read devices/{user_id}/commands/ only."`
 }
 
 // Topics are the properties of topics that the platform creates.

@@ -3,6 +3,7 @@ package devstack
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +23,8 @@ const groupMinSession = 500 * time.Millisecond
 type KafkaConfig struct {
 	// Addr is the address to listen on and to tell clients, host:port; port 0 picks a free one.
 	Addr string
+	// Advertise is the address to tell clients in its place, host:port, such as that of a proxy.
+	Advertise string
 	// Dir is where topics, records and offsets are kept. Empty keeps them in memory.
 	Dir string
 	// Partitions of topics that are created without a number of their own. Zero means DefaultPartitions.
@@ -64,7 +67,7 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 		kfake.DefaultNumPartitions(cfg.Partitions),
 		kfake.AllowAutoTopicCreation(),
 		kfake.GroupMinSessionTimeout(groupMinSession),
-		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, cfg.Addr) }),
+		kfake.ListenFn(cfg.listen),
 		kfake.WithLogger(kafkaLog{cfg.Log}),
 	}
 	if cfg.TLS != nil {
@@ -99,7 +102,28 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	return k, nil
 }
 
-// Addr returns the address that the broker listens on, host:port.
+// listen listens on Addr. Clients are told the address that the listener says it has.
+func (c *KafkaConfig) listen(network, _ string) (net.Listener, error) {
+	l, err := net.Listen(network, c.Addr)
+	if err != nil || c.Advertise == "" {
+		return l, err
+	}
+	told, err := net.ResolveTCPAddr(network, c.Advertise)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read address to tell clients: %w", err), l.Close())
+	}
+	return advertised{l, told}, nil
+}
+
+// advertised is a listener that is reached at another address.
+type advertised struct {
+	net.Listener
+	addr net.Addr
+}
+
+func (a advertised) Addr() net.Addr { return a.addr }
+
+// Addr returns the address that clients are told, host:port.
 func (k *Kafka) Addr() string { return k.addr }
 
 // Close stops the broker and syncs its files.

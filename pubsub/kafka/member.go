@@ -25,8 +25,12 @@ type member struct {
 	lastPoll atomic.Int64 // Unix nanoseconds
 	pollErr  atomic.Pointer[error]
 
+	topics    []string
+	refreshed time.Time // when ends were last asked for; see Lag
+
 	mu    sync.Mutex
 	parts map[tp]*partition
+	ends  map[tp]bounds
 }
 
 type tp struct {
@@ -35,7 +39,7 @@ type tp struct {
 }
 
 func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*member, error) {
-	m := &member{cfg: cfg, out: make(chan *message.Message), parts: make(map[tp]*partition)}
+	m := &member{cfg: cfg, topics: topics, out: make(chan *message.Message), parts: make(map[tp]*partition)}
 	opts := []kgo.Opt{
 		kgo.ConsumerGroup(cfg.Group),
 		kgo.ConsumeTopics(topics...),
@@ -90,7 +94,7 @@ func (m *member) run(ctx context.Context) {
 			p := m.parts[tp{f.Topic, f.Partition}]
 			m.mu.Unlock()
 			if p != nil {
-				p.push(f.Records)
+				p.push(f.Records, f.HighWatermark)
 			}
 		})
 		m.client.AllowRebalance()

@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -22,10 +23,15 @@ type partition struct {
 	stop    context.CancelFunc // stops handing out
 	done    chan struct{}
 
+	next    atomic.Int64 // offset behind the acknowledged prefix; -1 while nothing was acknowledged
+	fetched atomic.Int64 // offset behind the newest record that was fetched
+	end     atomic.Int64 // of the partition when it was last fetched
+
 	mu     sync.Mutex
 	more   chan struct{}
 	queue  []*kgo.Record
-	bytes  int // of what is queued
+	stamps []stamp // see seen
+	bytes  int     // of what is queued
 	paused bool
 }
 
@@ -47,12 +53,14 @@ type mark struct {
 func newPartition(m *member, client *kgo.Client, key tp, share int) *partition {
 	half := max(share, minShare) / 2
 	p := &partition{client: client, window: m.cfg.Window, ahead: half, key: key, done: make(chan struct{}), more: make(chan struct{}, 1)}
+	p.next.Store(-1)
 	p.ctx, p.abandon = context.WithCancel(m.ctx)
 	p.lane = window.NewLane(p.ctx, m.out, window.LaneConfig[mark]{
 		Size:     m.cfg.Window,
 		MaxBytes: half,
 		Advance: func(k mark) {
 			k.done()
+			p.next.Store(k.record.Offset + 1)
 			client.MarkCommitRecords(k.record)
 		},
 	})
@@ -62,9 +70,13 @@ func newPartition(m *member, client *kgo.Client, key tp, share int) *partition {
 	return p
 }
 
-// push queues fetched records. It is called by the one polling goroutine and never blocks.
-func (p *partition) push(records []*kgo.Record) {
+// push queues fetched records of a partition that ended at an offset. It is called by the one polling goroutine and
+// never blocks.
+func (p *partition) push(records []*kgo.Record, end int64) {
+	p.fetched.Store(records[len(records)-1].Offset + 1)
+	p.end.Store(end)
 	p.mu.Lock()
+	p.seen(records)
 	p.queue = append(p.queue, records...)
 	for _, r := range records {
 		p.bytes += len(r.Value)

@@ -3,6 +3,7 @@ package kafka
 import (
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
@@ -49,4 +50,13 @@ func (s Security) options() ([]kgo.Opt, error) {
 		opts = append(opts, kgo.SASL(mechanism))
 	}
 	return opts, nil
+}
+
+// NewSecureClient is [NewClient] for brokers that are spoken to as s says.
+func NewSecureClient(brokers []string, s Security, log *slog.Logger, opts ...kgo.Opt) (*kgo.Client, error) {
+	secure, err := s.options()
+	if err != nil {
+		return nil, err
+	}
+	return NewClient(brokers, log, append(secure, opts...)...)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -14,7 +15,7 @@ import (
 )
 
 // Users are who may connect to a broker, and with which password. The name of a user that is no superuser is the ID of a
-// device, which may publish below devices/{name}/ and read devices/{name}/commands/ alone: the rules of the brokers in
+// device, which may publish below devices/{name}/ and read devices/{name}/commands/ only: the rules of the brokers in
 // compose/. A nil *Users lets everyone do everything.
 type Users struct {
 	byName map[string]account
@@ -71,6 +72,16 @@ func (u *Users) add(name, password, superuser string) error {
 	}
 	u.byName[name] = account{password: sha256.Sum256([]byte(password)), superuser: superuser == "true"}
 	return nil
+}
+
+// with returns users of whom one more may do everything; for a nil *Users it is the only one.
+func (u *Users) with(name, password string) *Users {
+	more := &Users{byName: make(map[string]account)}
+	if u != nil {
+		maps.Copy(more.byName, u.byName)
+	}
+	more.byName[name] = account{password: sha256.Sum256([]byte(password)), superuser: true}
+	return more
 }
 
 // knows tells whether that is a user's password. How long it takes says nothing about the password.

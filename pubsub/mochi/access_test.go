@@ -63,6 +63,26 @@ func TestOnlyUsersConnect(t *testing.T) {
 	}
 }
 
+func TestUsernameMayDoEverythingBesideUsers(t *testing.T) {
+	t.Parallel()
+	b := listen(t, mochi.Config{Username: "platform", Password: "p", Users: readUsers(t)})
+	for _, c := range [][2]string{{"platform", "p"}, {"device-1", "one"}} {
+		_, code := connectAs(t, b, c[0], c[1])
+		require.Zero(t, code, c[0])
+	}
+	_, code := connectAs(t, b, "platform", "one")
+	require.Equal(t, byte(packets.ConnackBadUsernameOrPassword), code)
+	nc, _ := connectAs(t, b, "platform", "p")
+	sub := packets.NewControlPacket(packets.SUBSCRIBE)
+	p := sub.Content.(*packets.Subscribe)
+	p.PacketID, p.Subscriptions = 1, []packets.SubOptions{{Topic: "#"}}
+	_, err := sub.WriteTo(nc)
+	require.NoError(t, err)
+	answer, err := packets.ReadPacket(nc)
+	require.NoError(t, err)
+	require.Equal(t, []byte{0}, answer.Content.(*packets.Suback).Reasons)
+}
+
 func TestDeviceKeepsToItsTopics(t *testing.T) {
 	t.Parallel()
 	b := listen(t, mochi.Config{Users: readUsers(t)})

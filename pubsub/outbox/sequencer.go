@@ -31,7 +31,7 @@ type sequencer struct {
 	conn     *pgx.Conn
 	timeout  time.Duration
 	max      int
-	limit    int // of the next batch; below max while a row that can't be stored is being singled out
+	limit    int // of the next batch; below max while a row that can't be stored is being singled out, or the database is slow
 	position int64
 	log      *slog.Logger
 
@@ -79,7 +79,7 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.cfg.MaxBatch, sweep: s.cfg.Sweep, log: s.cfg.Log}
+	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.limit, sweep: s.cfg.Sweep, log: s.cfg.Log}
 	for {
 		leading, err := q.tryLead(ctx)
 		if err != nil {
@@ -162,6 +162,9 @@ WITH batch AS (
 	FROM numbered ORDER BY position
 	ON CONFLICT (event_id) DO NOTHING
 	RETURNING position
+), skipped AS (
+	UPDATE relay_cursor SET duplicates = duplicates + (SELECT count(*) FROM taken) - (SELECT count(*) FROM stored)
+	WHERE name = 'bus' AND (SELECT count(*) FROM taken) > (SELECT count(*) FROM stored)
 )
 SELECT n.position, n.event_id, n.event_type, n.aggregate_id, n.event_time, n.ingested_at,
 	n.payload::text, n.metadata::text, s.position IS NOT NULL
@@ -173,10 +176,14 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 	if time.Since(q.swept) > q.sweep || q.limit < q.max { // what is being singled out may be below the floor
 		low, q.swept = math.MinInt64, time.Now()
 	}
+	began := time.Now()
 	p, err = q.move(ctx, q.limit, low, math.MaxInt64)
 	switch {
 	case err == nil:
 	case !refused(err):
+		if event.TooSlow(err) && ctx.Err() == nil { // the next attempt, on a new connection, is to do less at once
+			q.limit = max(1, q.limit/2)
+		}
 		return page{}, false, err
 	case q.limit > 1:
 		// The log can't hold one of the rows. It is found by halving the batch, since one bad row must not hold up all
@@ -188,7 +195,9 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 		return p, true, err
 	}
 	more = p.taken == q.limit || p.bytes >= maxBatchBytes/2
-	q.limit = min(q.max, 2*q.limit)
+	if time.Since(began) < q.timeout/4 {
+		q.limit = min(q.max, 2*q.limit)
+	}
 	if q.sinceFloor += p.taken; q.sinceFloor >= floorEvery {
 		if err := q.raiseFloor(ctx); err != nil {
 			return p, more, err

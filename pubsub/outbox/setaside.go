@@ -24,8 +24,9 @@ func refused(err error) bool {
 // letter completes an INSERT of dead letters; what it reads from follows. Nothing in it takes a stored value apart: the
 // value may be what is wrong.
 const letter = `
-	INSERT INTO dlq (consumer, event_id, event_payload, source_topic, source_offset, message_key, error_message, correlation_id, bus_topic)
-	SELECT 'relay', event_id, convert_to(json_build_object('event_id', event_id, 'event_type', event_type,
+	INSERT INTO dlq (consumer, event_id, event_type, event_payload, source_topic, source_offset, message_key, error_message,
+		correlation_id, bus_topic, position)
+	SELECT 'relay', event_id, event_type, convert_to(json_build_object('event_id', event_id, 'event_type', event_type,
 		'aggregate_id', aggregate_id, 'event_time', event_time, 'ingested_at', ingested_at, 'payload', payload,
 		'metadata', metadata)::text, 'UTF8'), '` + Topic + `', `
 
@@ -49,7 +50,7 @@ func (q *sequencer) single(ctx context.Context) (page, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
 	_, err2 := q.conn.Exec(ctx, `WITH bad AS (DELETE FROM outbox WHERE id = $1 RETURNING *)`+letter+`
-		id, aggregate_id, $2, $3, $4 FROM bad ON CONFLICT DO NOTHING`, id, reason(err), correlationID, deadLetterTopic(eventType))
+		id, aggregate_id, $2, $3, $4, NULL FROM bad ON CONFLICT DO NOTHING`, id, reason(err), correlationID, deadLetterTopic(eventType))
 	if err2 != nil {
 		return page{}, fmt.Errorf("set aside event %d of the outbox, which can't be stored: %w", id, err2)
 	}
@@ -80,7 +81,7 @@ func (q *sequencer) report(ctx context.Context, events []unreadable) error {
 func (q *sequencer) reportOne(ctx context.Context, u unreadable) error {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	_, err := q.conn.Exec(ctx, letter+`position, aggregate_id, $2, $3, $4 FROM event_store WHERE position = $1
+	_, err := q.conn.Exec(ctx, letter+`position, aggregate_id, $2, $3, $4, position FROM event_store WHERE position = $1
 		ON CONFLICT DO NOTHING`, u.position, reason(u.err), u.correlationID, deadLetterTopic(u.eventType))
 	return err
 }

@@ -46,7 +46,10 @@ type Subscriber struct {
 	wake chan struct{}
 
 	state     atomic.Pointer[State]
+	limit     int          // of the next sequencer's batches; of the subscription that is active
 	published atomic.Int64 // newest position of the acknowledged prefix
+	drained   atomic.Bool  // the outbox was empty when it was last looked at, and all behind the cursor was handed out
+	saved     *cursor      // of the goroutine that saves; nil if unknown
 	lane      atomic.Pointer[window.Lane[mark]]
 
 	ctx    context.Context // ends with Close
@@ -91,7 +94,7 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Subscriber{cfg: cfg, pool: pool, wake: make(chan struct{}, 1), active: make(chan struct{}, 1)}
+	s := &Subscriber{cfg: cfg, pool: pool, limit: cfg.MaxBatch, wake: make(chan struct{}, 1), active: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.state.Store(&State{})
 	return s
@@ -232,6 +235,8 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 		},
 	})
 	s.lane.Store(lane)
+	s.drained.Store(false)
+	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	var helpers sync.WaitGroup
 	saverCtx, stopSaver := context.WithCancel(laneCtx)
 	listenCtx, stopListening := context.WithCancel(ctx)
@@ -242,9 +247,13 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 	helpers.Go(func() { s.listen(listenCtx) })
 
 	err = s.relay(ctx, laneCtx, seq, lane)
+	s.limit = seq.limit
 	if ctx.Err() == nil {
 		abandon()
 		<-lane.Done()
+		stopListening()
+		helpers.Wait() // the one that saves has ended with the lane
+		s.saveFailed(ctx)
 		return err
 	}
 	s.finish(lane, abandon)
@@ -308,6 +317,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		if err != nil {
 			return err
 		}
+		s.drained.Store(p.taken == 0 && !more)
 		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
 		if !send(p) {
 			return nil
@@ -389,6 +399,19 @@ func (s *Subscriber) saveCursor(ctx context.Context, dirty <-chan struct{}) {
 	}
 }
 
+// saveFailed writes the cursor after a failure, if the database can do that: what has been published would be published
+// again each time that the relay begins anew, for as long as it fails.
+func (s *Subscriber) saveFailed(ctx context.Context) {
+	if s.saved != nil && s.published.Load() <= s.saved.position {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(s.cfg.Timeout, time.Second))
+	defer cancel()
+	if err := s.writeCursor(ctx); err != nil {
+		s.cfg.Log.Debug("saving the relay's cursor failed", "error", err)
+	}
+}
+
 // saveLast writes the cursor at the end of a subscription. A database that hangs must not hold up the end for long.
 func (s *Subscriber) saveLast() {
 	ctx, cancel := context.WithTimeout(context.Background(), min(s.cfg.Timeout, 3*time.Second))
@@ -396,15 +419,4 @@ func (s *Subscriber) saveLast() {
 	if err := s.writeCursor(ctx); err != nil {
 		s.cfg.Log.Warn("saving the relay's cursor at the end failed; the last events will be published again", "error", err)
 	}
-}
-
-func (s *Subscriber) writeCursor(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	_, err := s.pool.Exec(ctx,
-		`UPDATE relay_cursor SET position = $1, updated_at = now() WHERE name = 'bus' AND position < $1`, s.published.Load())
-	if err != nil {
-		return fmt.Errorf("save relay cursor: %w", err)
-	}
-	return nil
 }

@@ -30,7 +30,8 @@ type BatcherConfig[T any] struct {
 	Prepare func(item *T) error
 	// Flush does the work of one batch, in order: all of it or none. An error marked with [event.Permanent] means
 	// that an item of the batch can never succeed: the batch is halved until that item is alone, and the error is that
-	// item's; so does a panic. Any other error is taken for an outage: the batch is tried again until it succeeds.
+	// item's; so does a panic. A batch that takes too long, by [event.TooSlow], is halved too, and its halves are tried
+	// in turn. Any other error is taken for an outage: the batch is tried again until it succeeds.
 	Flush func(ctx context.Context, items []T) error
 	// Weigh tells how much of a batch an item takes; 1 if nil.
 	Weigh func(T) int
@@ -265,14 +266,14 @@ func (b *Batcher[T]) take() []*ticket[T] {
 	return batch
 }
 
-// flush does a batch, halving it around items that can never succeed.
+// flush does a batch, halving it around items that can never succeed, and down to what can be done in the time there is.
 func (b *Batcher[T]) flush(batch []*ticket[T]) {
 	items := make([]T, len(batch))
 	for i, t := range batch {
 		items[i] = t.item
 	}
 	err := b.attempt(items)
-	if err != nil && event.IsPermanent(err) && len(batch) > 1 {
+	if len(batch) > 1 && (event.IsPermanent(err) || event.TooSlow(err)) {
 		b.flush(batch[:len(batch)/2])
 		b.flush(batch[len(batch)/2:])
 		return
@@ -293,7 +294,7 @@ func (b *Batcher[T]) answer(batch []*ticket[T], err error) {
 	}
 }
 
-// attempt tries a batch until it succeeds, fails for good, or the batcher is closed.
+// attempt tries a batch until it succeeds, fails for good, is too large for the time it has, or the batcher is closed.
 func (b *Batcher[T]) attempt(items []T) error {
 	backoff := b.cfg.MinBackoff
 	for {
@@ -305,7 +306,7 @@ func (b *Batcher[T]) attempt(items []T) error {
 		if b.cfg.OnFlush != nil {
 			b.cfg.OnFlush(len(items), err)
 		}
-		if err == nil || event.IsPermanent(err) {
+		if err == nil || event.IsPermanent(err) || event.TooSlow(err) && len(items) > 1 {
 			return err
 		}
 		select {

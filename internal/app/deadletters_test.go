@@ -1,0 +1,247 @@
+package app
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/pgtest"
+	"github.com/cornjacket/platform-services/migrations"
+	"github.com/cornjacket/platform-services/store"
+)
+
+// ask sends a request to the dead letters of a service.
+func ask(t require.TestingT, method, addr, path, body string) (int, map[string]any) {
+	req, err := http.NewRequest(method, "http://"+addr+"/api/v1/dlq"+path, strings.NewReader(body))
+	require.NoError(t, err)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	var answer map[string]any
+	require.NoError(t, json.Unmarshal(data, &answer), "%s", data)
+	return resp.StatusCode, answer
+}
+
+// missed makes dead letters of events that were never applied, as the event handler does, and returns their IDs.
+func missed(t *testing.T, pool *pgxpool.Pool, aggregate string, n int) []string {
+	t.Helper()
+	letters := store.NewDeadLetters(pool)
+	for i := range n {
+		e := event.Envelope{
+			ID: uuid.New(), Type: "sensor.reading", AggregateID: aggregate, Time: t0(i), IngestedAt: t0(i),
+			Payload: fmt.Appendf(nil, `{"value":%d,"unit":"celsius"}`, i), Metadata: event.Metadata{Source: "http", SchemaVersion: 1, Position: int64(i + 1)},
+		}
+		data, err := e.Marshal()
+		require.NoError(t, err)
+		partition, offset := int32(0), int64(i)
+		require.NoError(t, letters.Add(t.Context(), event.DeadLetter{
+			Consumer: "eventhandler", EventID: e.ID, EventType: e.Type, Position: e.Metadata.Position, Payload: data, Error: "refused",
+			FailedAt: t0(i), Topic: "sensor-events", Partition: &partition, Offset: &offset, Key: aggregate, BusTopic: "sensor-events.dlq",
+		}))
+	}
+	rows, err := pool.Query(t.Context(), `SELECT dlq_id::text FROM dlq WHERE message_key = $1`, aggregate)
+	require.NoError(t, err)
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	return ids
+}
+
+// Two instances on one database are clicked at the same time, each letter several times, while events of the same
+// aggregate flow.
+func TestReplaysOfTwoInstancesHaveOneEffect(t *testing.T) {
+	t.Parallel()
+	const letters, clicks, readings = 20, 6, 50
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	for _, service := range migrations.Services() {
+		require.NoError(t, migrateUp(t.Context(), pool, service, "", soon))
+	}
+	ids := missed(t, pool, "device-1", letters)
+	_, err := pool.Exec(t.Context(), `UPDATE relay_cursor SET position = $1`, letters) // the log goes on after them
+	require.NoError(t, err)
+	cfg := settings(t, url, bus(t).Addr())
+	a := start(t, cfg)
+	b := start(t, cfg)
+	var mu sync.Mutex
+	var clicking sync.WaitGroup
+	statuses := map[int]int{}
+	for i, id := range ids {
+		for c := range clicks {
+			addr := []*running{a, b}[(i+c)%2].addrs["eventhandler"]
+			clicking.Go(func() {
+				status, _ := ask(t, http.MethodPost, addr, "/"+id+"/replay", "")
+				mu.Lock()
+				defer mu.Unlock()
+				statuses[status]++
+			})
+		}
+	}
+	for i := range readings {
+		require.Equal(t, http.StatusAccepted, post(t, a.addrs["ingestion"], "device-1", 1000+i))
+	}
+	clicking.Wait()
+	require.Equal(t, map[int]int{http.StatusOK: letters, http.StatusConflict: letters * (clicks - 1)}, statuses)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, body := get(t, "http://"+a.addrs["query"]+"/api/v1/projections/sensor_state/device-1")
+		require.InDelta(c, letters+readings, body["event_count"], 0, "%v", body)
+	}, soon, every)
+	_, body := get(t, "http://"+a.addrs["query"]+"/api/v1/projections/sensor_state/device-1")
+	require.InDelta(t, 1000+readings-1, body["state"].(map[string]any)["value"], 0, "the newest wins")
+}
+
+// What is pending is told by /health and /metrics, per consumer, and a bulk replay brings it to nothing.
+func TestPendingDeadLettersAreTold(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	r := start(t, settings(t, url, bus(t).Addr()))
+	missed(t, pool, "device-2", 3)
+	told := func(want int) {
+		t.Helper()
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			status, health := get(t, "http://"+r.addrs["eventhandler"]+"/health")
+			require.Equal(c, http.StatusOK, status, "dead letters do not make a service unready")
+			check := health["checks"].(map[string]any)["dead_letters"].(map[string]any)
+			require.Equal(c, map[string]any{"eventhandler": float64(want)}, check["dead_letters_pending"])
+			resp, err := client.Get("http://" + r.addrs["eventhandler"] + "/metrics")
+			require.NoError(c, err)
+			defer func() { _ = resp.Body.Close() }()
+			metrics, err := io.ReadAll(resp.Body)
+			require.NoError(c, err)
+			require.Contains(c, string(metrics), fmt.Sprintf("cornjacket_dead_letters_pending{consumer=\"eventhandler\"} %d\n", want))
+			require.Contains(c, string(metrics), "cornjacket_dead_letters_pending{consumer=\"relay\"} 0\n")
+		}, soon, every)
+	}
+	told(3)
+	status, job := ask(t, http.MethodPost, r.addrs["eventhandler"], "/replay", "")
+	require.Equal(t, http.StatusAccepted, status, "%v", job)
+	require.InDelta(t, 3, job["total"], 0)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, now := ask(c, http.MethodGet, r.addrs["eventhandler"], "/replays/"+job["replay_id"].(string), "")
+		require.Equal(c, "done", now["status"])
+		require.InDelta(c, 3, now["replayed"], 0)
+	}, soon, every)
+	told(0)
+	status, body := get(t, "http://"+r.addrs["eventhandler"]+"/openapi.json")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body["paths"], "/api/v1/dlq/{id}/replay")
+	status, _ = ask(t, http.MethodGet, r.addrs["ingestion"], "?consumer=relay", "")
+	require.Equal(t, http.StatusOK, status)
+}
+
+// The bus may bring an event twice; two letters of it are applied once.
+func TestTwoLettersOfOneEventAreAppliedOnce(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t, "")
+	require.NoError(t, migrateUp(t.Context(), pool, "eventhandler", "", soon))
+	missed(t, pool, "device-3", 1)
+	_, err := pool.Exec(t.Context(), `INSERT INTO dlq (consumer, event_id, event_payload, error_message, source_topic, source_offset, bus_topic, position)
+		SELECT consumer, event_id, event_payload, error_message, source_topic, source_offset + 1, bus_topic, position FROM dlq`)
+	require.NoError(t, err)
+	letters := store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": applyToProjections(nil)})
+	list, err := letters.List(t.Context(), event.LetterFilter{Limit: 10})
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	var replaying sync.WaitGroup
+	for _, l := range list {
+		replaying.Go(func() {
+			_, err := letters.Replay(t.Context(), l.ID, event.Edit{})
+			assert.NoError(t, err)
+		})
+	}
+	replaying.Wait()
+	var count int
+	require.NoError(t, pool.QueryRow(t.Context(), `SELECT event_count FROM projections`).Scan(&count))
+	require.Equal(t, 1, count)
+	var reason string
+	require.NoError(t, pool.QueryRow(t.Context(), `SELECT string_agg(reason, '') FROM dlq`).Scan(&reason))
+	require.Contains(t, reason, "was applied by the replay of dead letter")
+}
+
+// An event that is in the log and that the bus would not take is published, and applied although newer ones have been.
+func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	for _, service := range migrations.Services() {
+		require.NoError(t, migrateUp(t.Context(), pool, service, "", soon))
+	}
+	e := event.Envelope{
+		ID: uuid.New(), Type: "sensor.reading", AggregateID: "device-5", Time: t0(1), IngestedAt: t0(1), Payload: []byte(`{"value":1,"unit":"celsius"}`),
+		Metadata: event.Metadata{Source: "http", CorrelationID: "c", SchemaVersion: 1, Position: 1},
+	}
+	data, err := e.Marshal()
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), `INSERT INTO event_store (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata, position)
+		VALUES ($1, $2, $3, $4, $4, $5, '{"source":"http","schema_version":1}', 1)`, e.ID, e.Type, e.AggregateID, e.Time, string(e.Payload))
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), `UPDATE relay_cursor SET position = 1`)
+	require.NoError(t, err)
+	position := int64(1)
+	require.NoError(t, store.NewDeadLetters(pool).Add(t.Context(), event.DeadLetter{
+		Consumer: "relay", EventID: e.ID, EventType: e.Type, Position: 1, Payload: data, Error: "message too large", FailedAt: t0(2), Topic: "outbox",
+		Offset: &position, BusTopic: "sensor-events.dlq",
+	}))
+	r := start(t, settings(t, url, bus(t).Addr()))
+	require.Equal(t, http.StatusAccepted, post(t, r.addrs["ingestion"], "device-5", 7))
+	arrives(t, r.addrs["query"], "device-5", 7)
+	_, list := ask(t, http.MethodGet, r.addrs["ingestion"], "?consumer=relay", "")
+	id := list["items"].([]any)[0].(map[string]any)["dlq_id"].(string)
+	status, answer := ask(t, http.MethodPost, r.addrs["ingestion"], "/"+id+"/replay", "")
+	require.Equal(t, http.StatusOK, status, "%v", answer)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, body := get(t, "http://"+r.addrs["query"]+"/api/v1/projections/sensor_state/device-5")
+		require.InDelta(c, 2, body["event_count"], 0, "%v", body)
+		require.InDelta(c, 7, body["state"].(map[string]any)["value"], 0, "the newest event_time")
+	}, soon, every)
+	_, stored := get(t, "http://"+r.addrs["query"]+"/api/v1/events/"+e.ID.String())
+	require.InDelta(t, 3, stored["metadata"].(map[string]any)["position"], 0)
+}
+
+// A projection that depends on order and has applied newer events is not made wrong by a replay.
+func TestWhereOrderMattersALetterStaysPending(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t, "")
+	require.NoError(t, migrateUp(t.Context(), pool, "eventhandler", "", soon))
+	ids := missed(t, pool, "device-4", 1)
+	_, err := pool.Exec(t.Context(), `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
+		VALUES ('last', 'device-4', '{}', gen_random_uuid(), now(), 5, 1)`)
+	require.NoError(t, err)
+	last := handlers.Projection{
+		Type: "last", Applies: func(string) bool { return true }, OrderMatters: true,
+		Reduce: func(_ handlers.State, e *event.Envelope) (handlers.State, error) {
+			return handlers.State{Value: e.Payload, EventID: e.ID, EventTime: e.Time}, nil
+		},
+	}
+	letters := store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": applyToProjections([]handlers.Projection{last})})
+	_, err = letters.Replay(t.Context(), uuid.MustParse(ids[0]), event.Edit{})
+	require.ErrorIs(t, err, event.ErrNeedsRebuild)
+	l, err := letters.Letter(t.Context(), uuid.MustParse(ids[0]))
+	require.NoError(t, err)
+	require.Equal(t, event.LetterPending, l.Status)
+	var state string
+	require.NoError(t, pool.QueryRow(t.Context(), `SELECT state::text FROM projections`).Scan(&state))
+	require.Equal(t, "{}", state)
+}
+
+func t0(seconds int) time.Time {
+	return time.Date(2026, 2, 7, 10, 0, seconds, 0, time.UTC)
+}

@@ -1,0 +1,144 @@
+package doctor
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"time"
+
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/tlsconf"
+	"github.com/cornjacket/platform-services/pubsub/mqtt"
+)
+
+// wantedExpiry is the session expiry that ingestion asks for.
+const wantedExpiry = 30 * 24 * time.Hour
+
+// checkMQTT connects as a client of its own, whose session ends with the connection: the session of the platform, and
+// what waits in it, is left alone.
+func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
+	a := about("mqtt")
+	u, err := url.Parse(s.MQTTURL)
+	if err != nil {
+		return []Finding{a.fail("connect", "correct MQTT_URL", "it can't be read")}
+	}
+	if u.Scheme == "ws" || u.Scheme == "wss" {
+		return []Finding{a.warn("connect", "see the log of ingestion at its start for what the broker granted", "%s: WebSocket is not checked", u.Host)}
+	}
+	trusted, err := tlsconf.Client(s.MQTTTLSCAFile)
+	if err != nil {
+		return []Finding{a.fail("connect", "correct MQTT_TLS_CA_FILE", "%s", reason(ctx, err))}
+	}
+	conn, err := mqtt.Dial(ctx, u, trusted, s.Timeout)
+	if err != nil {
+		return []Finding{a.fail("connect", "start the MQTT broker, or correct MQTT_URL", "%s: %s", u.Host, reason(ctx, err))}
+	}
+	defer func() { _ = conn.Close() }() // nothing was published
+	client := paho.NewClient(paho.ClientConfig{Conn: conn, PacketTimeout: s.Timeout})
+	expiry := uint32(wantedExpiry / time.Second)
+	began := time.Now()
+	ack, err := client.Connect(ctx, &paho.Connect{
+		ClientID: "cornjacket-doctor-" + rand.Text()[:12], CleanStart: true, KeepAlive: 30,
+		Username: s.MQTTUsername, UsernameFlag: s.MQTTUsername != "",
+		Password: []byte(s.MQTTPassword), PasswordFlag: s.MQTTPassword != "",
+		Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry},
+	})
+	if err != nil {
+		return []Finding{a.fail("connect", "see MQTT_USERNAME, MQTT_PASSWORD, and the log of the broker", "%s: %s", u.Host, refusal(ctx, ack, err))}
+	}
+	defer func() {
+		none := uint32(0)
+		_ = client.Disconnect(&paho.Disconnect{Properties: &paho.DisconnectProperties{SessionExpiryInterval: &none}}) // the session is to end either way
+	}()
+	found := []Finding{a.ok("connect", "%s, %s", u.Host, time.Since(began).Round(100*time.Microsecond))}
+	if s.EmbeddedMQTT || embedded(ctx, s) {
+		return append(found, a.ok("embedded broker", "ingestion takes from it what it acknowledges, without a session or a subscription"))
+	}
+	return append(found, granted(ctx, client, ack.Properties)...)
+}
+
+// embedded tells whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.
+func embedded(ctx context.Context, s config.Doctor) bool {
+	_, body, err := get(ctx, s, s.IngestionAddr, "/health")
+	if err != nil {
+		return false
+	}
+	var h struct {
+		Checks struct {
+			MQTT struct {
+				Broker string `json:"broker"`
+			} `json:"mqtt"`
+		} `json:"checks"`
+	}
+	return json.Unmarshal(body, &h) == nil && h.Checks.MQTT.Broker == "embedded"
+}
+
+func refusal(ctx context.Context, ack *paho.Connack, err error) string {
+	if ack != nil && ack.ReasonCode >= 0x80 {
+		return fmt.Sprintf("refused with reason 0x%02X", ack.ReasonCode)
+	}
+	return reason(ctx, err)
+}
+
+// granted tells what the broker allows that durable, shared ingestion needs.
+func granted(ctx context.Context, client *paho.Client, p *paho.ConnackProperties) []Finding {
+	a := about("mqtt")
+	if p == nil {
+		return []Finding{a.warn("session", "use a broker with MQTT 5", "the broker says nothing of what it grants")}
+	}
+	var found []Finding
+	expiry := wantedExpiry
+	if p.SessionExpiryInterval != nil {
+		expiry = time.Duration(*p.SessionExpiryInterval) * time.Second
+	}
+	switch {
+	case expiry == 0:
+		found = append(found, a.fail("session expiry", "let the broker keep sessions (Mosquitto: persistence true, no persistent_client_expiration; EMQX: durable sessions)",
+			"none: what devices publish while ingestion is away is lost"))
+	case expiry < wantedExpiry:
+		found = append(found, a.warn("session expiry", "let the broker keep sessions for longer", "%s: what devices publish is kept no longer while ingestion is away", expiry))
+	default:
+		found = append(found, a.ok("session expiry", "%s", expiry))
+	}
+	receive := uint16(math.MaxUint16)
+	if p.ReceiveMaximum != nil {
+		receive = *p.ReceiveMaximum
+	}
+	found = append(found, a.ok("receive maximum", "%d", receive))
+	if p.MaximumQoS != nil && *p.MaximumQoS < 1 {
+		found = append(found, a.fail("quality of service", "allow QoS 1", "the broker grants QoS 0 only: events are lost whenever a connection is"))
+	}
+	if p.MaximumPacketSize != nil {
+		found = append(found, a.ok("maximum packet", "%d bytes", *p.MaximumPacketSize))
+	}
+	return append(found, sharedSubscription(ctx, client, p))
+}
+
+func sharedSubscription(ctx context.Context, client *paho.Client, p *paho.ConnackProperties) Finding {
+	a := about("mqtt")
+	const check = "shared subscriptions"
+	advice := "use a broker that has them: several instances of ingestion share the devices by them"
+	if !p.SharedSubAvailable {
+		return a.fail(check, advice, "not available")
+	}
+	ack, err := client.Subscribe(ctx, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{
+		{Topic: "$share/cornjacket-doctor/cornjacket/doctor", QoS: 1},
+	}})
+	switch {
+	case ack != nil && len(ack.Reasons) == 1 && ack.Reasons[0] == 1:
+		return a.ok(check, "granted with QoS 1")
+	case ack != nil && len(ack.Reasons) == 1 && ack.Reasons[0] == 0x87: // not authorized
+		return a.ok(check, "available")
+	case ack != nil && len(ack.Reasons) == 1:
+		return a.fail(check, advice, "refused with reason 0x%02X", ack.Reasons[0])
+	case err == nil:
+		err = errors.New("the broker did not say what it granted")
+	}
+	return a.fail(check, advice, "%s", reason(ctx, err))
+}

@@ -1,0 +1,112 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cornjacket/platform-services/event"
+)
+
+// ReplayedBefore returns the letter through whose replay a consumer has applied an event, the nil UUID without one. An
+// event can be several letters: the bus may bring it again after a crash. Until tx ends, replays of the same event wait.
+func ReplayedBefore(ctx context.Context, tx pgx.Tx, consumer string, eventID, letter uuid.UUID) (uuid.UUID, error) {
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, consumer+" "+eventID.String()); err != nil {
+		return uuid.Nil, fmt.Errorf("lock event %s: %w", eventID, err)
+	}
+	var other uuid.UUID
+	err := tx.QueryRow(ctx, `SELECT dlq_id FROM dlq WHERE consumer = $1 AND event_id = $2 AND dlq_id <> $3 AND status = 'replayed' LIMIT 1`,
+		consumer, eventID, letter).Scan((*[16]byte)(&other))
+	if err != nil && !isNoRows(err) {
+		return uuid.Nil, fmt.Errorf("look for other letters of event %s: %w", eventID, err)
+	}
+	return other, nil
+}
+
+// errCreated says that another writer has created a row since it was looked for.
+var errCreated = errors.New("projection was created by another writer at the same time")
+
+// UpdateProjections locks the rows of keys within tx, lets fold change or add some, and writes those whose event count
+// has grown: by it other writers see that they were not alone. Rows that don't exist are missing from the map.
+func UpdateProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey, fold func(rows map[event.ProjectionKey]*event.Projection) error) error {
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, func(a, b event.ProjectionKey) int { // the order of all writers: no deadlocks
+		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.AggregateID, b.AggregateID))
+	})
+	keys = slices.Compact(keys)
+	if len(keys) == 0 {
+		return nil
+	}
+	var err error
+	for range 5 {
+		err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { // a savepoint
+			rows, err := lockProjections(ctx, tx, keys)
+			if err != nil {
+				return err
+			}
+			before := make(map[event.ProjectionKey]int64, len(rows))
+			for k, r := range rows {
+				before[k] = r.EventCount
+			}
+			if err := fold(rows); err != nil {
+				return err
+			}
+			return writeProjections(ctx, tx, keys, rows, before)
+		})
+		if !errors.Is(err, errCreated) {
+			break
+		}
+	}
+	return err
+}
+
+func lockProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey) (map[event.ProjectionKey]*event.Projection, error) {
+	found := make(map[event.ProjectionKey]*event.Projection, len(keys))
+	for _, k := range keys {
+		r := event.Projection{Type: k.Type, AggregateID: k.AggregateID}
+		err := tx.QueryRow(ctx, `SELECT state::text, last_event_id, last_event_timestamp, position, event_count
+			FROM projections WHERE projection_type = $1 AND aggregate_id = $2 FOR UPDATE`, k.Type, k.AggregateID).
+			Scan((*[]byte)(&r.State), (*[16]byte)(&r.LastEventID), &r.LastEventTimestamp, &r.Position, &r.EventCount)
+		switch {
+		case err == nil:
+			found[k] = &r
+		case !isNoRows(err):
+			return nil, fmt.Errorf("read projection %s of %s: %w", k.Type, k.AggregateID, err)
+		}
+	}
+	return found, nil
+}
+
+// writeProjections writes what has changed since the rows had these event counts.
+func writeProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey, rows map[event.ProjectionKey]*event.Projection, before map[event.ProjectionKey]int64) error {
+	for _, k := range keys {
+		r := rows[k]
+		if r == nil {
+			continue
+		}
+		query := `UPDATE projections SET state = $3::text::jsonb, last_event_id = $4, last_event_timestamp = $5,
+				position = greatest(position, $6), event_count = $7, updated_at = now()
+			WHERE projection_type = $1 AND aggregate_id = $2`
+		count, existed := before[k]
+		switch {
+		case existed && r.EventCount <= count:
+			continue
+		case !existed:
+			query = `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
+				VALUES ($1, $2, $3::text::jsonb, $4, $5, $6, $7) ON CONFLICT DO NOTHING`
+		}
+		tag, err := tx.Exec(ctx, query, k.Type, k.AggregateID, string(r.State), r.LastEventID, r.LastEventTimestamp, r.Position, r.EventCount)
+		if err != nil {
+			return fmt.Errorf("write projection %s of %s: %w", k.Type, k.AggregateID, err)
+		}
+		if tag.RowsAffected() == 0 {
+			return errCreated
+		}
+	}
+	return nil
+}
