@@ -18,8 +18,13 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
 GOVULNCHECK_VERSION := v1.9.0
 GOVULNCHECK   := bin/tools/govulncheck-$(GOVULNCHECK_VERSION)
-COMPOSE       ?= docker compose
+# Finds Docker Compose, or builds it. COMPOSE_ENV_FILES may name a file with other images and ports.
+COMPOSE       ?= scripts/compose.sh
 SKELETON      := $(COMPOSE) -f compose/docker-compose.yaml
+# PUBLIC=1 publishes HTTP and MQTT beyond loopback, with tokens and passwords.
+FULLSTACK     := $(SKELETON) -f compose/docker-compose.fullstack.yaml $(if $(PUBLIC),-f compose/docker-compose.public.yaml)
+# What fullstack-up runs as the platform. Unless it is set, it is built from this source.
+PLATFORM_IMAGE ?=
 
 # Git may be missing, as in a source archive.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -61,6 +66,31 @@ skeleton-run: build ## Run the platform on what skeleton-up started
 .PHONY: skeleton-down
 skeleton-down: ## Stop the containers and keep their data (with VOLUMES=1: delete it)
 	@$(SKELETON) down $(if $(VOLUMES),--volumes)
+
+.PHONY: image
+image: ## Build the platform's container image, cornjacket/platform:latest
+	@docker build --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --tag cornjacket/platform:latest .
+
+.PHONY: fullstack-up
+fullstack-up: $(if $(PLATFORM_IMAGE),,image) ## Start everything in containers: the platform, its gateway and broker too
+	@if ! $(FULLSTACK) up --detach --wait; then \
+		echo "fullstack-up: not everything came up; the log of what is not healthy follows" >&2; \
+		scripts/compose-logs.sh $(FULLSTACK) >&2; \
+		exit 1; \
+	fi
+	@printf '%s\n' \
+		'HTTP               http://localhost/api/v1/events, http://localhost/api/v1/projections/sensor_state' \
+		'MQTT               mqtt://localhost:1883' \
+		'Health             http://localhost:8080/health (ingestion), :8081 (query), :8084 (event handler), :8086 (relay)' \
+		'Traefik            http://localhost:8180/dashboard/' \
+		'EMQX               http://localhost:18083 (admin, EMQX_DASHBOARD_PASSWORD or cornjacket)' \
+		'Redpanda Console   http://localhost:8088' \
+		'PostgreSQL         postgres://cornjacket:cornjacket@localhost:5432/cornjacket' \
+		'Redpanda           localhost:9092 (Kafka API), http://localhost:9644 (admin API)'
+
+.PHONY: fullstack-down
+fullstack-down: ## Stop all containers and keep their data (with VOLUMES=1: delete it)
+	@$(FULLSTACK) down $(if $(VOLUMES),--volumes)
 
 .PHONY: migrate-all
 migrate-all: build ## Bring the databases of all services up to date (with RESET=1: delete all data first)
@@ -136,6 +166,14 @@ bench-micro: ## Run the benchmarks of the packages, each for BENCHTIME
 .PHONY: e2e-skeleton
 e2e-skeleton: ## Test the platform that is running (skeleton-up and skeleton-run, or dev) from outside
 	E2E_LIVE=1 $(GO) test -count=1 -timeout 15m ./e2e/...
+
+.PHONY: e2e-fullstack
+e2e-fullstack: ## Test what fullstack-up has started from outside: through the gateway and MQTT
+	E2E_LIVE=1 E2E_GATEWAY_URL=http://127.0.0.1 $(GO) test -count=1 -timeout 15m ./e2e/...
+
+.PHONY: compose-test
+compose-test: ## Test the containers: all of fullstack mode with stand-ins for what can't be pulled; some 4 minutes
+	@scripts/compose-test.sh
 
 .PHONY: clean
 clean: ## Delete what was built, but not the tools

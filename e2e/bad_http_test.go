@@ -142,7 +142,7 @@ func TestHTTPMistakes(t *testing.T) {
 		"no batch":            {http.MethodPost, batchPath, "", []string{"Content-Type", typeJSON}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, err := request(t.Context(), c.method, p.ingestion+c.path, []byte(c.body), c.headers...)
+			a, err := request(t.Context(), c.method, p.ingestionAPI()+c.path, []byte(c.body), c.headers...)
 			require.NoError(t, err)
 			refused(t, a, c.status)
 		})
@@ -163,7 +163,7 @@ func TestQueryMistakes(t *testing.T) {
 		list + "/" + unique("nobody"): http.StatusNotFound, "/nothing": http.StatusNotFound,
 	} {
 		t.Run(path, func(t *testing.T) {
-			a, err := request(t.Context(), http.MethodGet, p.query+path, nil)
+			a, err := request(t.Context(), http.MethodGet, p.queryAPI()+path, nil)
 			require.NoError(t, err)
 			refused(t, a, status)
 		})

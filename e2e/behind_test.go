@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -36,6 +37,28 @@ func rows[T any](ctx context.Context, db *pgxpool.Pool, query string, args ...an
 		return nil, err
 	}
 	return pgx.CollectRows(r, pgx.RowToStructByName[T])
+}
+
+// topic returns how many partitions a topic has, and its retention.ms.
+func (p *platform) topic(t testing.TB, name string) (partitions int, retention string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(p.kafka, ",")...))
+	require.NoError(t, err)
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	ctx, cancel := context.WithTimeout(t.Context(), answers)
+	defer cancel()
+	topics, err := admin.ListTopics(ctx, name)
+	require.NoError(t, err)
+	require.NoError(t, topics.Error(), name)
+	configs, err := admin.DescribeTopicConfigs(ctx, name)
+	require.NoError(t, err)
+	for _, config := range configs[0].Configs {
+		if config.Key == "retention.ms" {
+			retention = config.MaybeValue()
+		}
+	}
+	return len(topics[name].Partitions), retention
 }
 
 // bus reads topics from a point in time on.

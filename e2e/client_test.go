@@ -65,7 +65,7 @@ func (p *platform) post(t testing.TB, path, contentType, body string, headers ..
 	if contentType != "" {
 		headers = append(headers, "Content-Type", contentType)
 	}
-	a, err := request(t.Context(), http.MethodPost, p.ingestion+path, []byte(body), headers...)
+	a, err := request(t.Context(), http.MethodPost, p.ingestionAPI()+path, []byte(body), headers...)
 	require.NoError(t, err)
 	return a
 }
@@ -113,7 +113,7 @@ type projection struct {
 
 // get reads a JSON document of the query API and returns the status.
 func (p *platform) get(ctx context.Context, path string, into any) (int, error) {
-	a, err := request(ctx, http.MethodGet, p.query+path, nil)
+	a, err := request(ctx, http.MethodGet, p.queryAPI()+path, nil)
 	if err != nil {
 		return 0, err
 	}

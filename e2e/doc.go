@@ -6,6 +6,7 @@
 // those of them that only talk to it. Where it listens is said by
 //
 //	E2E_INGESTION_URL, E2E_QUERY_URL, E2E_EVENTHANDLER_URL, E2E_RELAY_URL   http://127.0.0.1:8080, :8081, :8084, :8086
+//	E2E_GATEWAY_URL                                                         none; stands before both APIs if it is given
 //	E2E_MQTT_ADDR                                                           127.0.0.1:1883
 //
 // and, for what is looked up behind its back, by its own variables REDPANDA_BROKERS, INGESTION_DATABASE_URL and

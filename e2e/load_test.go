@@ -94,7 +94,7 @@ func timeOf(seq int) string {
 func (p *platform) sendHTTP(ctx context.Context, s *sender, id string, seq int) error {
 	body := fmt.Sprintf(`{"event_id":%q,"event_type":"sensor.reading","aggregate_id":%q,"event_time":%q,"payload":%s}`,
 		id, s.aggregate, timeOf(seq), payloadOf(seq))
-	a, err := request(ctx, http.MethodPost, p.ingestion+eventsPath, []byte(body), "Content-Type", typeJSON)
+	a, err := request(ctx, http.MethodPost, p.ingestionAPI()+eventsPath, []byte(body), "Content-Type", typeJSON)
 	if err == nil && a.status != http.StatusAccepted {
 		err = fmt.Errorf("answered %d: %s", a.status, a.body)
 	}

@@ -124,6 +124,7 @@ func livePlatform() *platform {
 		query:         env("E2E_QUERY_URL", "http://127.0.0.1:8081"),
 		eventhandler:  env("E2E_EVENTHANDLER_URL", "http://127.0.0.1:8084"),
 		relay:         env("E2E_RELAY_URL", "http://127.0.0.1:8086"),
+		gateway:       env("E2E_GATEWAY_URL", ""),
 		mqtt:          env("E2E_MQTT_ADDR", "127.0.0.1:1883"),
 		kafka:         env("REDPANDA_BROKERS", "localhost:9092"),
 		database:      env("INGESTION_DATABASE_URL", database),

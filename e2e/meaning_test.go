@@ -113,7 +113,7 @@ func TestCorrelation(t *testing.T) {
 	a = p.post(t, eventsPath, typeJSON, `{`)
 	require.Equal(t, http.StatusBadRequest, a.status)
 	require.NotEmpty(t, a.header.Get("X-Correlation-ID"), "each answer has one, a refusal too")
-	a, err := request(t.Context(), http.MethodGet, p.query+"/api/v1/projections/sensor_state/"+unique("nobody"), nil, "X-Correlation-ID", "asked")
+	a, err := request(t.Context(), http.MethodGet, p.queryAPI()+"/api/v1/projections/sensor_state/"+unique("nobody"), nil, "X-Correlation-ID", "asked")
 	require.NoError(t, err)
 	require.Equal(t, http.StatusNotFound, a.status)
 	require.Equal(t, "asked", a.header.Get("X-Correlation-ID"))

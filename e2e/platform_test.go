@@ -17,6 +17,7 @@ import (
 // platform is where a platform is.
 type platform struct {
 	ingestion, query, eventhandler, relay string // http://host:port
+	gateway                               string // http://host:port of what stands before both APIs; empty without one
 	mqtt, kafka                           string // host:port
 	database, projectionsDB               string // URLs
 	dir                                   string // data folder
@@ -27,6 +28,11 @@ type platform struct {
 func (p *platform) services() map[string]string {
 	return map[string]string{"ingestion": p.ingestion, "query": p.query, "eventhandler": p.eventhandler, "relay": p.relay}
 }
+
+// ingestionAPI and queryAPI are where clients find the APIs: behind the gateway, or on the ports of the services.
+func (p *platform) ingestionAPI() string { return cmp.Or(p.gateway, p.ingestion) }
+
+func (p *platform) queryAPI() string { return cmp.Or(p.gateway, p.query) }
 
 // devArgs are the arguments of `platform dev` with free ports. The log is JSON to be read here.
 func devArgs(dir string, more ...string) []string {

@@ -43,7 +43,7 @@ func TestQuickStartCurl(t *testing.T) {
 	t.Parallel()
 	p := shared(t)
 	id := unique("device")
-	out := tool(t, "curl", "-sS", "-w", "\n%{http_code}", "-H", "Content-Type: application/json", p.ingestion+eventsPath,
+	out := tool(t, "curl", "-sS", "-w", "\n%{http_code}", "-H", "Content-Type: application/json", p.ingestionAPI()+eventsPath,
 		"-d", fmt.Sprintf(`{"event_type":"sensor.reading","aggregate_id":%q,"payload":{"value":21.5,"unit":"celsius"}}`, id))
 	body, status, _ := strings.Cut(out, "\n")
 	require.Equal(t, "202", status, out)
@@ -52,7 +52,7 @@ func TestQuickStartCurl(t *testing.T) {
 	}
 	require.NoError(t, json.Unmarshal([]byte(body), &accepted))
 	p.projected(t, "sensor_state", id, 1)
-	out = tool(t, "curl", "-sS", "--fail", p.query+"/api/v1/projections/sensor_state/"+id)
+	out = tool(t, "curl", "-sS", "--fail", p.queryAPI()+"/api/v1/projections/sensor_state/"+id)
 	var s projection
 	require.NoError(t, json.Unmarshal([]byte(out), &s))
 	require.Equal(t, accepted.EventID, s.LastEventID)

@@ -66,7 +66,8 @@ type mosquitto struct {
 	process             *process
 }
 
-func startMosquitto(t *testing.T) *mosquitto {
+// Further lines of its configuration win over those that it has by itself.
+func startMosquitto(t *testing.T, more ...string) *mosquitto {
 	t.Helper()
 	program := needTool(t, "mosquitto")
 	addr := fixedAddr(t)
@@ -75,14 +76,15 @@ func startMosquitto(t *testing.T) *mosquitto {
 	host, port, err := net.SplitHostPort(addr)
 	require.NoError(t, err)
 	conf := filepath.Join(dir, "mosquitto.conf")
-	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `listener %s %s
-allow_anonymous true
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `allow_anonymous true
+listener %s %s
 persistence true
 persistence_location %s/
 autosave_interval 1
 max_queued_messages 0
 log_dest stderr
-`, port, host, dir), 0o644))
+%s
+`, port, host, dir, strings.Join(more, "\n")), 0o644))
 	m := &mosquitto{addr: addr, conf: conf, program: program}
 	m.start(t)
 	return m

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -36,23 +37,35 @@ func TestSimulatedFleet(t *testing.T) {
 		countInTables(t, p, prefix, devices, count)
 	}
 	names := fleet(t, p, prefix, devices)
-	total := make(chan int, devices)
+	if live { // a broker between acknowledges before the events are stored
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			stored, err := total(names, func(name string) (int, error) {
+				items, err := p.eventsOf(t.Context(), name)
+				return len(items), err
+			})
+			require.NoError(c, err)
+			require.Equal(c, count, stored, "stored")
+		}, wait, tick)
+	}
+	sum, err := total(names, func(name string) (int, error) { return p.checkDevice(t.Context(), name) })
+	require.NoError(t, err)
+	require.Equal(t, count, sum, "stored = accepted, by the query API")
+}
+
+// total asks for a number of each device, several at a time, and returns their sum.
+func total(names []string, ask func(name string) (int, error)) (int, error) {
 	var asking errgroup.Group
 	asking.SetLimit(8)
+	var sum atomic.Int64
 	for _, name := range names {
 		asking.Go(func() error {
-			n, err := p.checkDevice(t.Context(), name)
-			total <- n
+			n, err := ask(name)
+			sum.Add(int64(n))
 			return err
 		})
 	}
-	require.NoError(t, asking.Wait())
-	close(total)
-	sum := 0
-	for n := range total {
-		sum += n
-	}
-	require.Equal(t, count, sum, "stored = accepted, by the query API")
+	err := asking.Wait()
+	return int(sum.Load()), err
 }
 
 // countInTables waits until as many events are stored and as many devices projected, and the projections have seen the
@@ -104,14 +117,12 @@ func fleet(t *testing.T, p *platform, prefix string, devices int) (names []strin
 
 // checkDevice returns how many events a device has in the log, after its projection has been found to be the newest.
 func (p *platform) checkDevice(ctx context.Context, name string) (int, error) {
-	var page struct {
-		Items []storedEvent `json:"items"`
-	}
-	if status, err := p.get(ctx, eventsPath+"?limit=1000&aggregate_id="+name, &page); err != nil || status != http.StatusOK {
-		return 0, fmt.Errorf("read events of %s: status %d, error %w", name, status, err)
+	items, err := p.eventsOf(ctx, name)
+	if err != nil {
+		return 0, err
 	}
 	var newest storedEvent
-	for _, e := range page.Items {
+	for _, e := range items {
 		if order := e.EventTime.Compare(newest.EventTime); order > 0 || order == 0 && e.EventID > newest.EventID {
 			newest = e
 		}
@@ -122,7 +133,7 @@ func (p *platform) checkDevice(ctx context.Context, name string) (int, error) {
 		if err != nil || status != http.StatusOK {
 			return 0, fmt.Errorf("read projection of %s: status %d, error %w", name, status, err)
 		}
-		if s.Position >= page.Items[0].Metadata.Position {
+		if s.Position >= items[0].Metadata.Position {
 			break
 		}
 		if ctx.Err() != nil {
@@ -132,5 +143,16 @@ func (p *platform) checkDevice(ctx context.Context, name string) (int, error) {
 	if s.LastEventID != newest.EventID {
 		return 0, fmt.Errorf("%s shows event %s, the newest is %s", name, s.LastEventID, newest.EventID)
 	}
-	return len(page.Items), nil
+	return len(items), nil
+}
+
+// eventsOf returns what a device has in the log, at most 1000 events, the newest position first.
+func (p *platform) eventsOf(ctx context.Context, name string) ([]storedEvent, error) {
+	var page struct {
+		Items []storedEvent `json:"items"`
+	}
+	if status, err := p.get(ctx, eventsPath+"?limit=1000&aggregate_id="+name, &page); err != nil || status != http.StatusOK {
+		return nil, fmt.Errorf("read events of %s: status %d, error %w", name, status, err)
+	}
+	return page.Items, nil
 }

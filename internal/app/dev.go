@@ -62,7 +62,9 @@ func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (
 		Databases: config.Databases{
 			IngestionDatabaseURL: postgres.URL(), EventhandlerDatabaseURL: postgres.URL(), QueryDatabaseURL: postgres.URL(),
 		},
-		Broker: config.Broker{RedpandaBrokers: []string{bus.Addr()}, MQTTURL: "mqtt://" + cfg.MQTTAddr, EmbeddedMQTT: true},
+		Broker: config.Broker{
+			RedpandaBrokers: []string{bus.Addr()}, MQTTURL: "mqtt://" + cfg.MQTTAddr, EmbeddedMQTT: true, MQTTUsers: cfg.MQTTUsers,
+		},
 	}
 	run.ShutdownTimeout = max(run.ShutdownTimeout-stackStop, time.Second)
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -70,16 +71,39 @@ func (p *platform) listenMQTT() error {
 	if err != nil {
 		return err
 	}
-	broker, err := mochi.Listen(mochi.Config{Addr: addr, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, Log: p.log})
+	users, err := readMQTTUsers(p.cfg.EmbeddedMQTTUsers)
+	if err != nil {
+		return err
+	}
+	broker, err := mochi.Listen(mochi.Config{
+		Addr: addr, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, Users: users, Log: p.log,
+	})
 	if err != nil {
 		return fmt.Errorf("embedded MQTT broker: %w", err)
 	}
-	if bound, err := netip.ParseAddrPort(broker.Addr()); err == nil && !bound.Addr().IsLoopback() && p.cfg.MQTTUsername == "" {
-		p.log.Warn("everyone who reaches the embedded MQTT broker may publish (MQTT_USERNAME is not set)", "address", broker.Addr())
+	if bound, err := netip.ParseAddrPort(broker.Addr()); err == nil && !bound.Addr().IsLoopback() && p.cfg.MQTTUsername == "" && users == nil {
+		p.log.Warn("everyone who reaches the embedded MQTT broker may publish (neither MQTT_USERNAME nor EMBEDDED_MQTT_USERS is set)", "address", broker.Addr())
 	}
 	p.broker = broker
 	p.onStop(stageIngestion, "embedded MQTT broker", func(context.Context) error { return broker.Close() })
 	return nil
+}
+
+// readMQTTUsers reads who may use the embedded MQTT broker; nil, which is everyone, if there is no file.
+func readMQTTUsers(path string) (*mochi.Users, error) {
+	if path == "" {
+		return nil, nil //nolint:nilnil // the broker's own notion of everyone
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("EMBEDDED_MQTT_USERS: %w", err)
+	}
+	defer file.Close() //nolint:errcheck // nothing was written
+	users, err := mochi.ReadUsers(file)
+	if err != nil {
+		return nil, fmt.Errorf("EMBEDDED_MQTT_USERS: %s: %w", path, err)
+	}
+	return users, nil
 }
 
 // servePprof serves Go's profiles, if that is asked for.

@@ -45,6 +45,7 @@ var rules = []rule{
 	{folder: "internal/..."},
 	{folder: "e2e/..."},
 	{folder: "bench/...", own: []string{"..."}},
+	{folder: "compose/standin"},
 }
 
 // drivers are the third parties that talk to something outside. A folder under pubsub uses one of them.

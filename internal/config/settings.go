@@ -31,6 +31,7 @@ type Dev struct {
 	PostgresAddr string   `group:"Addresses (host:port; port 0 takes a free one):" type:"hostport" var:"DEV_POSTGRES_ADDR" default:"127.0.0.1:5432" help:"Embedded PostgreSQL."`
 	KafkaAddr    string   `group:"Addresses (host:port; port 0 takes a free one):" type:"hostport" var:"DEV_KAFKA_ADDR" default:"127.0.0.1:9092" help:"Embedded Kafka API broker."`
 	MQTTAddr     string   `name:"mqtt-addr" group:"Addresses (host:port; port 0 takes a free one):" type:"hostport" var:"DEV_MQTT_ADDR" default:"127.0.0.1:1883" help:"Embedded MQTT broker."`
+	MQTTUsers    `group:"Embedded MQTT broker:"`
 	Addresses    `group:"Addresses (host:port; port 0 takes a free one):"`
 	Doors        `group:"Access to the HTTP ports:"`
 	Tuning       `group:"Tuning:"`
@@ -103,6 +104,12 @@ type Broker struct {
 	MQTTClientID string `name:"mqtt-client-id" type:"clientid" var:"MQTT_CLIENT_ID" default:"${mqtt_client_id}" placeholder:"ID" help:"Name of ingestion's session at the MQTT broker. It must stay the same across restarts, or events waiting in the session are lost, and differ between instances, or they throw each other out. Default: cornjacket-ingestion-<hostname>."`
 	// EmbeddedMQTT replaces the MQTT broker by one inside the process, which acknowledges a publish once it is stored.
 	EmbeddedMQTT bool `name:"embedded-mqtt" var:"EMBEDDED_MQTT" help:"Run an MQTT broker inside ingestion, on host and port of MQTT_URL, and take events from it. Devices must give MQTT_USERNAME and MQTT_PASSWORD if they are set."`
+	MQTTUsers
+}
+
+// MQTTUsers says who may use an embedded MQTT broker.
+type MQTTUsers struct {
+	EmbeddedMQTTUsers string `name:"embedded-mqtt-users" var:"EMBEDDED_MQTT_USERS" placeholder:"FILE" help:"Users of the embedded MQTT broker beside MQTT_USERNAME, a CSV file with the columns user_id,password,is_superuser; none if empty. A user that is no superuser is a device: it may publish below devices/{user_id}/ and read devices/{user_id}/commands/ only."`
 }
 
 // Topics are the properties of topics that the platform creates.
@@ -137,8 +144,17 @@ type Log struct {
 
 // Validate reports settings that do not go together.
 func (r *Run) Validate() error {
-	if err := cmp.Or(r.checkDoors(), r.checkBus()); err != nil || !r.EmbeddedMQTT {
+	if err := cmp.Or(r.checkDoors(), r.checkBus()); err != nil {
 		return err
+	}
+	if !r.EmbeddedMQTT {
+		if r.EmbeddedMQTTUsers != "" { // whoever sets it believes that the broker asks for passwords
+			return &Error{
+				Env: "EMBEDDED_MQTT_USERS", Flag: "--embedded-mqtt-users", Value: r.EmbeddedMQTTUsers,
+				Problem: "holds for an embedded MQTT broker only", Takes: "a file together with --embedded-mqtt",
+			}
+		}
+		return nil
 	}
 	u, err := url.Parse(r.MQTTURL)
 	if err != nil {

@@ -40,8 +40,11 @@ const sysTopicSeconds = 10
 type Config struct {
 	// Addr is the address to listen on, host:port; port 0 picks a free one.
 	Addr string
-	// Username and Password are what clients must give; everyone is let in if Username is empty.
+	// Username and Password are those of clients that may do everything; none if Username is empty.
 	Username, Password string
+	// Users are further clients that may connect, and do what their name allows. If it is nil and Username is empty,
+	// everyone may do everything.
+	Users *Users
 	// MaxPacket is the greatest MQTT packet that is taken, in bytes; a client that sends a greater one is
 	// disconnected. Zero means DefaultMaxPacket.
 	MaxPacket uint32
@@ -60,8 +63,8 @@ var (
 	ErrSubscribed = errors.New("MQTT broker has a subscriber already")
 )
 
-// Broker is an MQTT 5.0 and 3.1.1 broker for development, with one user at most, that keeps nothing on disk. It
-// implements Watermill's message.Subscriber. Its methods may be called concurrently.
+// Broker is an MQTT 5.0 and 3.1.1 broker for development that keeps nothing on disk. It implements Watermill's
+// message.Subscriber. Its methods may be called concurrently.
 type Broker struct {
 	cfg    Config
 	log    *slog.Logger
@@ -87,6 +90,9 @@ func Listen(cfg Config) (*Broker, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.Username != "" {
+		cfg.Users = cfg.Users.with(cfg.Username, cfg.Password)
 	}
 	ln, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {

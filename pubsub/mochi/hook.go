@@ -3,8 +3,6 @@ package mochi
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"log/slog"
 	"time"
 
@@ -28,20 +26,6 @@ func (h *hook) Provides(method byte) bool {
 		mqtt.OnPublish, mqtt.OnPacketProcessed, mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnClientExpired,
 	}, method) >= 0
 }
-
-// OnConnectAuthenticate lets in who gives user and password, or everyone if there is no user. How long it takes tells
-// nothing: hashes are compared, in constant time.
-func (h *hook) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
-	if h.b.cfg.Username == "" {
-		return true
-	}
-	user, wantUser := sha256.Sum256(pk.Connect.Username), sha256.Sum256([]byte(h.b.cfg.Username))
-	password, wantPassword := sha256.Sum256(pk.Connect.Password), sha256.Sum256([]byte(h.b.cfg.Password))
-	return subtle.ConstantTimeCompare(user[:], wantUser[:])&subtle.ConstantTimeCompare(password[:], wantPassword[:]) == 1
-}
-
-// OnACLCheck lets everyone read and write everything.
-func (h *hook) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
 
 // OnPacketEncode mends what mochi sends: a CONNACK says the greatest packet that is taken, which is enforced anyway,
 // and a PUBACK says success where mochi writes the granted QoS, no reason code of a PUBACK (MQTT 5.0 §3.4.2.1).
