@@ -270,7 +270,7 @@ func TestSlowConsumersFillNoMemory(t *testing.T) {
 			ingestion, views := pool(t, s.ingestionDB), pool(t, s.eventhandlerDB)
 			slow, pause := ingestion, time.Second
 			if table == "projections" { // written 800 events at a time: slower, or they keep up with a busy machine's clients
-				slow, pause = views, 4*time.Second
+				slow, pause = views, 8*time.Second
 			}
 			release := brake(t, slow, table, pause)
 			prefix := unique("pile")

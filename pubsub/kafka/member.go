@@ -100,6 +100,7 @@ func (m *member) run(ctx context.Context) {
 		m.client.AllowRebalance()
 	}
 	m.settle(m.take(func(tp) bool { return true }), true)
+	m.client.AllowRebalance() // one that waits for us holds up the commit too
 	m.commitLast()
 	m.client.CloseAllowingRebalance() // calls back for partitions that were assigned meanwhile
 	m.abandon()
@@ -149,11 +150,7 @@ func (m *member) assigned(_ context.Context, client *kgo.Client, parts map[strin
 
 // revoked gives partitions to another member: what is in flight is settled first, so that it need not be repeated.
 func (m *member) revoked(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
-	taken := m.take(in(parts))
-	if len(taken) == 0 {
-		return
-	}
-	m.settle(taken, true)
+	m.settle(m.take(in(parts)), true) // none are left if we are leaving, but what was settled is to be committed
 	if err := client.CommitMarkedOffsets(ctx); err != nil {
 		m.cfg.Log.Warn("committing offsets before a rebalance failed; messages will be handed out again", "error", err)
 	}
