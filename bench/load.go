@@ -122,6 +122,9 @@ func sendHTTP(ctx context.Context, url string, ids []string, n int, rate float64
 					}
 				}
 				if err := c.send(all[i%int64(len(all))]); err != nil {
+					if ctx.Err() != nil { // the connection was closed for it
+						return ctx.Err()
+					}
 					return err
 				}
 			}
