@@ -20,6 +20,7 @@ type member struct {
 	out     chan *message.Message
 	ctx     context.Context // of all messages; outlives the subscription's, so that what is in flight can be acknowledged
 	abandon context.CancelFunc
+	cut     context.CancelFunc // ends the client's requests
 
 	joined   atomic.Bool
 	lastPoll atomic.Int64 // Unix nanoseconds
@@ -69,7 +70,9 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 	}
 	opts = append(opts, secure...)
 	m.ctx, m.abandon = context.WithCancel(context.WithoutCancel(ctx))
-	client, err := NewClient(cfg.Brokers, cfg.Log, opts...)
+	var clientCtx context.Context
+	clientCtx, m.cut = context.WithCancel(m.ctx)
+	client, err := NewClient(cfg.Brokers, cfg.Log, append(opts, kgo.WithContext(clientCtx))...)
 	if err != nil {
 		m.abandon()
 		return nil, err
@@ -102,12 +105,24 @@ func (m *member) run(ctx context.Context) {
 	m.settle(m.take(func(tp) bool { return true }), true)
 	m.client.AllowRebalance() // one that waits for us holds up the commit too
 	m.commitLast()
+	m.leave()
 	m.client.CloseAllowingRebalance() // calls back for partitions that were assigned meanwhile
 	m.abandon()
 }
 
+// leave leaves the group, or cuts the client off if that takes too long: a rebalance that is under way waits for members
+// that are gone, for as long as their sessions last, and closing the client would wait for the rebalance.
+func (m *member) leave() {
+	defer m.cut()
+	ctx, cancel := context.WithTimeout(m.ctx, time.Second)
+	defer cancel()
+	if err := m.client.LeaveGroupContext(ctx); err != nil {
+		m.cfg.Log.Debug("leaving the group failed; it ends with the session", "group", m.cfg.Group, "error", err)
+	}
+}
+
 func (m *member) commitLast() {
-	ctx, cancel := context.WithTimeout(m.ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(m.ctx, 2*time.Second)
 	defer cancel()
 	if err := m.client.CommitMarkedOffsets(ctx); err != nil {
 		m.cfg.Log.Warn("committing offsets at the end failed; the last messages will be handed out again", "error", err)

@@ -178,3 +178,38 @@ func TestSubscriberClosesWithoutBroker(t *testing.T) {
 	_, out = b.subscribe(b.config("g"), "t")
 	require.Equal(t, m.UUID, func() string { m := next(t, out); m.Ack(); return m.UUID }())
 }
+
+// A static member that stops does not leave, so a rebalance that is under way then waits for it, until its session has
+// ended. A member that stops meanwhile does not wait for that.
+func TestSubscriberStopsDuringARebalance(t *testing.T) {
+	t.Parallel()
+	for range 3 { // the rebalance has two phases, and the second is the one to meet
+		b := newBroker(t, 6, "t")
+		cfg := b.config("g")
+		cfg.SessionTimeout, cfg.CloseTimeout = time.Minute, time.Minute // which a rebalance waits for
+		cfg.InstanceID = "one"
+		first, out1 := b.subscribe(cfg, "t")
+		go handle(out1)
+		require.Eventually(t, func() bool { return first.Assigned() == 6 }, soon, tick)
+		cfg.InstanceID = "two"
+		second, out2 := b.subscribe(cfg, "t")
+		go handle(out2)
+		require.Eventually(t, func() bool { return first.Assigned() < 6 }, soon, time.Millisecond)
+		require.NoError(t, second.Close())
+		closed := make(chan error, 1)
+		go func() { closed <- first.Close() }()
+		select {
+		case err := <-closed:
+			require.NoError(t, err)
+		case <-time.After(soon):
+			require.Fail(t, "it waits for the member that is gone")
+			<-closed
+		}
+	}
+}
+
+func handle(out <-chan *message.Message) {
+	for m := range out {
+		m.Ack()
+	}
+}
