@@ -54,12 +54,17 @@ func (c *conn) send(request []byte) error {
 		return fmt.Errorf("read answer: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
+	return accepted(resp)
+}
+
+// accepted reads an answer to its end, and fails unless it says that what was sent is accepted.
+func accepted(resp *http.Response) error {
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return fmt.Errorf("read answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusAccepted {
-		return fmt.Errorf("event was not accepted: %s: %s", resp.Status, bytes.TrimSpace(answer))
+		return fmt.Errorf("events were not accepted: %s: %s", resp.Status, bytes.TrimSpace(answer))
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -87,14 +86,7 @@ func post(ctx context.Context, client *http.Client, url, contentType string, bod
 		return fmt.Errorf("send events: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return fmt.Errorf("read answer: %w", err)
-	}
-	if resp.StatusCode != http.StatusAccepted {
-		return fmt.Errorf("events were not accepted: %s: %s", resp.Status, bytes.TrimSpace(answer))
-	}
-	return nil
+	return accepted(resp)
 }
 
 // sendHTTP sends n events, one a request, over 32 connections, rate a second or, if that is 0, as fast as they are

@@ -169,13 +169,17 @@ func apply(ctx context.Context, s ProjectionStore, batch []*application) (rows i
 }
 
 func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projection, e *event.Envelope) error {
-	key := event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}
-	row := rows[key]
+	row := rows[event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}]
+	if row != nil && e.Metadata.Position <= row.Position {
+		return nil
+	}
+	return count(rows, row, p, e, e.Metadata.Position)
+}
+
+// count puts an event into the row of its aggregate, nil if there is none yet, which is then at position.
+func count(rows map[event.ProjectionKey]*event.Projection, row *event.Projection, p handlers.Projection, e *event.Envelope, position int64) error {
 	var current handlers.State
 	if row != nil {
-		if e.Metadata.Position <= row.Position {
-			return nil
-		}
 		current = handlers.State{Value: row.State, EventID: row.LastEventID, EventTime: row.LastEventTimestamp}
 	}
 	next, err := p.Reduce(current, e)
@@ -183,10 +187,10 @@ func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projectio
 		return event.Permanent(fmt.Errorf("apply event %s to %s: %w", e.ID, p.Type, err))
 	}
 	if row == nil {
-		row = &event.Projection{Type: key.Type, AggregateID: key.AggregateID}
-		rows[key] = row
+		row = &event.Projection{Type: p.Type, AggregateID: e.AggregateID}
+		rows[event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}] = row
 	}
-	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, e.Metadata.Position
+	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, position
 	row.EventCount++
 	return nil
 }

@@ -129,25 +129,15 @@ func (r *Reapplication) Fold(rows map[event.ProjectionKey]*event.Projection) (er
 
 // reapply is reduce without its guard: the event is usually older than what the row has applied.
 func reapply(rows map[event.ProjectionKey]*event.Projection, p handlers.Projection, e *event.Envelope) error {
-	key := event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}
-	row := rows[key]
-	if row == nil {
-		row = &event.Projection{Type: key.Type, AggregateID: key.AggregateID}
-	}
-	at := e.Metadata.Position
+	row, at := rows[event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}], e.Metadata.Position
 	switch {
+	case row == nil:
+		return count(rows, nil, p, e, max(0, at))
 	case row.LastEventID == e.ID, at > 0 && row.Position == at:
 		return nil
 	case p.OrderMatters && row.Position > at:
 		return event.Permanent(fmt.Errorf("%s of %s %w: it depends on the order of events and has applied up to position %d; `platform rebuild %s` applies all in order",
 			p.Type, e.AggregateID, event.ErrNeedsRebuild, row.Position, p.Type))
 	}
-	next, err := p.Reduce(handlers.State{Value: row.State, EventID: row.LastEventID, EventTime: row.LastEventTimestamp}, e)
-	if err != nil {
-		return event.Permanent(fmt.Errorf("apply event %s to %s: %w", e.ID, p.Type, err))
-	}
-	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, max(row.Position, at)
-	row.EventCount++
-	rows[key] = row
-	return nil
+	return count(rows, row, p, e, max(row.Position, at))
 }
