@@ -18,7 +18,7 @@ import (
 // Ingester makes events durable.
 type Ingester interface {
 	// Ingest stores all events, in their order, and returns when all are durable. On an error it is not known which of
-	// them are. It must return soon after ctx ends. The events are its own from then on. Errors: [ErrOverloaded],
+	// them are. It must return soon after ctx ends, and with [ErrUnavailable] after a time of its own. The events are its own from then on. Errors: [ErrOverloaded],
 	// [ErrUnavailable], [*event.Error]; any other is a bug. Ingest is called concurrently.
 	Ingest(ctx context.Context, events []event.Envelope) error
 }
@@ -38,8 +38,6 @@ type IngestionConfig struct {
 	// MaxInFlightBytes bounds the memory of all request bodies together; what goes beyond is answered with 429. Zero,
 	// like all that is less, means [MinInFlightBytes], 64 MiB. Events made from a body take about as much again.
 	MaxInFlightBytes int64
-	// Timeout is how long a request may wait to become durable; 10 s if zero.
-	Timeout time.Duration
 }
 
 type ingestion struct {
@@ -63,9 +61,6 @@ func MountIngestion(mux *http.ServeMux, cfg IngestionConfig) *API {
 	}
 	if cfg.NewID == nil {
 		cfg.NewID = func() uuid.UUID { return uuid.Must(uuid.NewV7()) }
-	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = defaultTimeout
 	}
 	s := &ingestion{cfg: cfg, bodies: bodies{semaphore.NewWeighted(max(cfg.MaxInFlightBytes, MinInFlightBytes))}}
 	a := New(mux, cfg.Log, Info{
@@ -105,7 +100,7 @@ func (s *ingestion) postEvent(w http.ResponseWriter, r *http.Request, _ url.Valu
 	if err != nil {
 		return err
 	}
-	if err := s.ingest(r.Context(), []event.Envelope{e}); err != nil {
+	if err := s.cfg.Ingester.Ingest(r.Context(), []event.Envelope{e}); err != nil {
 		return err
 	}
 	answer := make([]byte, 0, 96)
@@ -145,7 +140,7 @@ func (s *ingestion) postBatch(w http.ResponseWriter, r *http.Request, _ url.Valu
 		answer.Rejected[i] = rejection{Index: no.Index, Error: no.Err.Error()}
 	}
 	if len(accepted) > 0 {
-		if err := s.ingest(r.Context(), accepted); err != nil {
+		if err := s.cfg.Ingester.Ingest(r.Context(), accepted); err != nil {
 			return err
 		}
 	}
@@ -185,12 +180,6 @@ func (s *ingestion) origin(r *http.Request) event.Origin {
 		CorrelationID: CorrelationID(r.Context()),
 		Traceparent:   r.Header.Get(traceparentHeader),
 	}
-}
-
-func (s *ingestion) ingest(ctx context.Context, events []event.Envelope) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	return s.cfg.Ingester.Ingest(ctx, events)
 }
 
 // writeJSON sends v as a whole answer.

@@ -310,15 +310,6 @@ func TestIngestErrors(t *testing.T) {
 	}
 }
 
-func TestStorageThatHangsIsUnavailable(t *testing.T) {
-	t.Parallel()
-	m := &memory{fail: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
-	url := serve(t, NewIngestion(IngestionConfig{Ingester: m, Log: quiet(), Timeout: 20 * time.Millisecond}))
-	res := post(t, url+eventPath, reading)
-	res.problem(t, 503)
-	require.NotEmpty(t, res.header.Get("Retry-After"))
-}
-
 func TestUnknownQueryParameterOfPost(t *testing.T) {
 	t.Parallel()
 	m := &memory{}

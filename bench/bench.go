@@ -57,7 +57,7 @@ func measurements() []measurement {
 		}},
 		{name: "idle", run: measureIdle, limit: func(*options) time.Duration { return idleSettle + idleFor + 2*time.Minute }},
 		{name: "rot", extra: true, run: measureRot, limit: func(o *options) time.Duration {
-			return 2*time.Minute + time.Duration(o.rotEvents/slowest)*time.Second
+			return 2*time.Minute + 2*time.Duration(o.rotEvents/slowest)*time.Second
 		}},
 	}
 }

@@ -91,39 +91,17 @@ func post(ctx context.Context, client *http.Client, url, contentType string, bod
 
 // sendHTTP sends n events, one a request, over 32 connections, rate a second or, if that is 0, as fast as they are
 // accepted. It returns when it began.
-func sendHTTP(ctx context.Context, url string, ids []string, n int, rate float64) (time.Time, error) {
+func sendHTTP(ctx context.Context, url string, ids []string, n int, rate float64) (begin time.Time, err error) {
 	addr, all, err := requests(url, bodies(ids))
 	if err != nil {
 		return time.Time{}, err
 	}
-	var next atomic.Int64
-	begin := time.Now()
-	g, ctx := errgroup.WithContext(ctx)
-	for range httpConns {
-		g.Go(func() error {
-			c, err := dialHTTP(ctx, addr)
-			if err != nil {
-				return err
-			}
-			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-			defer func() { _ = c.Close() }() // each answer has been read
-			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				if rate > 0 {
-					if err := until(ctx, begin.Add(time.Duration(float64(i)/rate*float64(time.Second)))); err != nil {
-						return err
-					}
-				}
-				if err := c.send(all[i%int64(len(all))]); err != nil {
-					if ctx.Err() != nil { // the connection was closed for it
-						return ctx.Err()
-					}
-					return err
-				}
-			}
-			return nil
-		})
+	c, err := dialClients(ctx, addr, httpConns)
+	if err != nil {
+		return time.Time{}, err
 	}
-	return begin, g.Wait()
+	defer func() { err = errors.Join(err, c.close()) }()
+	return time.Now(), c.send(ctx, all, n, rate)
 }
 
 // until waits for a moment, which may have passed.

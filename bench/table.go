@@ -70,12 +70,13 @@ func sections() []section {
 			{label: "drain to ceiling", key: "drain.rate", over: "ceiling.rate", unit: percent, target: "≥ 55 %"},
 			{label: "MQTT, one device to 200", key: "mqtt.hot.rate", over: "mqtt.rate", unit: percent},
 			{label: "batch endpoint, one device to 200", key: "batch.hot.rate", over: "batch.rate", unit: percent},
-			{label: "rot: last 250,000 events to the first", key: "rot.last", over: "rot.first", unit: percent},
 		}},
 	}, resources(), []section{
 		{"Rot: an old transaction held open", []line{
-			{label: "first 250,000 events", key: "rot.first", unit: eventsPerSecond},
-			{label: "last 250,000 events", key: "rot.last", unit: eventsPerSecond},
+			{label: "each 250,000 events", key: "rot.rate", unit: eventsPerSecond},
+			{label: "a fresh platform in the same minutes", key: "rot.fresh", unit: eventsPerSecond},
+			{label: "the one to the other", key: "rot.ratio", unit: percent, target: "≥ 80 %"},
+			{label: "the last 250,000 events to a fresh platform", key: "rot.last", unit: percent, target: "≥ 80 %"},
 		}},
 	})
 }

@@ -3,7 +3,6 @@
 package event
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -79,15 +78,6 @@ func family(eventType string) string {
 		}
 	}
 	return ""
-}
-
-// Marshal returns the envelope as compact JSON.
-func (e *Envelope) Marshal() ([]byte, error) {
-	data, err := json.Marshal(e, jsontext.PreserveRawStrings(true)) // the payload as it was accepted, byte for byte
-	if err != nil {
-		return nil, fmt.Errorf("encode event %s: %w", e.ID, err)
-	}
-	return data, nil
 }
 
 // Unmarshal reads an envelope from the bus or the outbox. Members that it does not know are ignored, so that a newer

@@ -97,17 +97,14 @@ type pace struct {
 	writing time.Duration // how long it took to write
 }
 
-const (
-	minPace   = 20 * time.Millisecond // a transaction costs about as much as thirty events
-	maxGather = 500 * time.Millisecond
-)
+const maxGather = 500 * time.Millisecond
 
 // next returns how long the next batch gathers after one that took so long in all. When rows become costly to write,
 // because an old transaction keeps all their dead versions or the database is slow, and events fold into few rows,
 // writing takes a quarter of the time at most: rows are written less often, and the rate of events stays.
 func (p *pace) next(took time.Duration) time.Duration {
-	wait := minPace - took
-	if p.folded && p.writing > minPace {
+	wait := window.Gather(took)
+	if p.folded && p.writing > window.MinGather {
 		wait = max(wait, min(3*p.writing, maxGather))
 	}
 	return wait

@@ -167,7 +167,7 @@ func (a apiIngester) Ingest(ctx context.Context, events []event.Envelope) error 
 		return api.ErrOverloaded
 	case event.IsPermanent(err):
 		return &event.Error{Kind: event.Invalid, Field: "payload", Rule: "cannot be stored by the database"}
-	case errors.Is(err, window.ErrClosed), ctx.Err() != nil:
+	case errors.Is(err, window.ErrClosed), errors.Is(err, window.ErrTimeout), ctx.Err() != nil:
 		return api.ErrUnavailable
 	}
 	return err

@@ -201,7 +201,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 		flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
 		db := stdlib.OpenDBFromPool(pool)
 		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
-			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
+			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, Wait: p.cfg.IngestTimeout, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
 		})
 		if err != nil {
 			return errors.Join(err, db.Close())
@@ -289,7 +289,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	port := p.port(config.Ingestion)
 	p.serve(port, func(mux *http.ServeMux) {
 		a := api.MountIngestion(mux, api.IngestionConfig{
-			Ingester: apiIngester{in}, Now: p.now, NewID: newID, Log: p.log, Version: Version, Timeout: p.cfg.IngestTimeout,
+			Ingester: apiIngester{in}, Now: p.now, NewID: newID, Log: p.log, Version: Version,
 		})
 		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
 	})

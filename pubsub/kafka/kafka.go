@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -28,13 +28,15 @@ func record(topic string, m *message.Message) *kgo.Record {
 		Headers: make([]kgo.RecordHeader, 1, len(m.Metadata)+1),
 	}
 	r.Headers[0] = kgo.RecordHeader{Key: event.MetaEventID, Value: []byte(m.UUID)}
-	for _, k := range slices.Sorted(maps.Keys(m.Metadata)) {
+	for k, v := range m.Metadata {
 		if k == event.MetaAggregateID {
-			r.Key = []byte(m.Metadata[k])
+			r.Key = []byte(v)
 			continue
 		}
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: k, Value: []byte(m.Metadata[k])})
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: k, Value: []byte(v)})
 	}
+	// One order, whatever the map's is. There are two or three.
+	slices.SortFunc(r.Headers[1:], func(a, b kgo.RecordHeader) int { return strings.Compare(a.Key, b.Key) })
 	return r
 }
 

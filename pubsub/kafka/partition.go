@@ -17,7 +17,7 @@ type partition struct {
 	window  int
 	ahead   int // bytes that may be queued
 	key     tp
-	lane    *window.Lane[mark]
+	lane    *window.Lane[*kgo.Record]
 	ctx     context.Context
 	abandon context.CancelFunc // gives up what is in flight
 	stop    context.CancelFunc // stops handing out
@@ -43,25 +43,18 @@ const (
 	minShare     = 256 << 10 // of a member with very many partitions
 )
 
-// mark is what the lane knows of a message in flight.
-type mark struct {
-	record *kgo.Record
-	done   context.CancelFunc // ends the message's context
-}
-
 // newPartition starts a partition that holds about share bytes: half of them in flight, half fetched ahead.
 func newPartition(m *member, client *kgo.Client, key tp, share int) *partition {
 	half := max(share, minShare) / 2
 	p := &partition{client: client, window: m.cfg.Window, ahead: half, key: key, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	p.next.Store(-1)
 	p.ctx, p.abandon = context.WithCancel(m.ctx)
-	p.lane = window.NewLane(p.ctx, m.out, window.LaneConfig[mark]{
+	p.lane = window.NewLane(p.ctx, m.out, window.LaneConfig[*kgo.Record]{
 		Size:     m.cfg.Window,
 		MaxBytes: half,
-		Advance: func(k mark) {
-			k.done()
-			p.next.Store(k.record.Offset + 1)
-			client.MarkCommitRecords(k.record)
+		Advance: func(r *kgo.Record) {
+			p.next.Store(r.Offset + 1)
+			client.MarkCommitRecords(r)
 		},
 	})
 	sendCtx, stop := context.WithCancel(p.ctx)
@@ -138,9 +131,8 @@ func (p *partition) run(ctx context.Context) {
 func (p *partition) send(ctx context.Context, records []*kgo.Record) bool {
 	for _, r := range records {
 		src := window.Source{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key)}
-		msgCtx, done := context.WithCancel(p.ctx)
-		if !p.lane.Send(ctx, msgCtx, received(r), mark{r, done}, src) {
-			return false // done is called with the context of the partition
+		if !p.lane.Send(ctx, p.ctx, received(r), r, src) {
+			return false
 		}
 	}
 	return true

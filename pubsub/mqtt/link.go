@@ -180,7 +180,7 @@ func (l *link) pump() {
 
 func (l *link) send(p *paho.Publish) bool {
 	msg := newMessage(p)
-	ctx, cancel := context.WithCancel(l.msgCtx)
+	ctx, cancel := window.WithCancel(l.msgCtx)
 	l.mu.Lock()
 	l.seq++
 	seq := l.seq

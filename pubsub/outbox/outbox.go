@@ -4,6 +4,7 @@
 package outbox
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -12,7 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/go-json-experiment/json"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/cornjacket/platform-services/event"
 )
@@ -22,12 +23,6 @@ const Topic = "outbox"
 
 // channel is what the subscriber listens on; a notification carries the ID of the publisher that sent it.
 const channel = "cornjacket_outbox"
-
-// Metadata of a message that stands for one row; its payload is the event's payload alone.
-const (
-	rowIngestedAt = "ingested_at"
-	rowMetadata   = "metadata"
-)
 
 // schema maps messages to rows of the outbox for Watermill's SQL publisher. Rows are read by the relay, in its own
 // way, so the reading half of the adapter answers with an error.
@@ -46,32 +41,28 @@ WITH gate AS MATERIALIZED (
 	SELECT pg_advisory_xact_lock_shared($9)
 ), stored AS (
 	INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
-	SELECT id::uuid, type, aggregate, time::timestamptz, ingested::timestamptz, payload::json, metadata::json
-	FROM gate, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+	SELECT id, type, aggregate, time, ingested, payload::json, metadata::json
+	FROM gate, unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::text[])
 		AS row (id, type, aggregate, time, ingested, payload, metadata)
 )
 SELECT pg_notify('` + channel + `', $8) WHERE $8 <> ''`
 
-// InsertQuery writes all messages with one statement and one notification.
+// InsertQuery writes all messages, which must be those of [row], with one statement and one notification.
 func (s schema) InsertQuery(_ string, msgs message.Messages) (wsql.Query, error) {
-	var columns [7][]string
-	for i := range columns {
-		columns[i] = make([]string, len(msgs))
-	}
+	n := len(msgs)
+	ids, times, ingested := make([]pgtype.UUID, n), make([]time.Time, n), make([]time.Time, n)
+	types, aggregates, payloads, metadata := make([]string, n), make([]string, n), make([][]byte, n), make([][]byte, n)
 	for i, m := range msgs {
-		columns[0][i] = m.UUID
-		columns[1][i] = m.Metadata[event.MetaEventType]
-		columns[2][i] = m.Metadata[event.MetaAggregateID]
-		columns[3][i] = m.Metadata[event.MetaEventTime]
-		columns[4][i] = m.Metadata[rowIngestedAt]
-		columns[5][i] = string(m.Payload)
-		columns[6][i] = m.Metadata[rowMetadata]
+		r, ok := m.Context().(*rowContext)
+		if !ok {
+			return wsql.Query{}, fmt.Errorf("message %s is no row of the outbox", m.UUID)
+		}
+		e := r.event
+		ids[i] = pgtype.UUID{Bytes: e.ID, Valid: true} // uuid.UUID would travel as text
+		types[i], aggregates[i], times[i], ingested[i] = e.Type, e.AggregateID, e.Time, e.IngestedAt
+		payloads[i], metadata[i] = e.Payload, r.metadata
 	}
-	args := make([]any, 0, len(columns)+1)
-	for _, c := range columns {
-		args = append(args, c)
-	}
-	return wsql.Query{Query: insertRows, Args: append(args, s.notify(), int64(gateKey))}, nil
+	return wsql.Query{Query: insertRows, Args: []any{ids, types, aggregates, times, ingested, payloads, metadata, s.notify(), int64(gateKey)}}, nil
 }
 
 func (schema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query { return wsql.Query{} }
@@ -79,20 +70,21 @@ func (schema) UnmarshalMessage(wsql.Scanner) (wsql.Row, error)            { retu
 func (schema) SchemaInitializingQueries(string) []wsql.Query              { return nil }
 func (schema) SubscribeIsolationLevel() sql.IsolationLevel                { return sql.LevelDefault }
 
-// row returns the message that stands for one row.
+// rowContext gives a message that stands for one row its event: a map of texts would be made and read again for each.
+type rowContext struct {
+	context.Context
+	event    *event.Envelope
+	metadata []byte
+}
+
+// row returns the message that stands for one row. The event must not change until it is written.
 func row(e *event.Envelope) (*message.Message, error) {
-	metadata, err := json.Marshal(e.Metadata)
+	metadata, err := e.Metadata.Marshal()
 	if err != nil {
-		return nil, fmt.Errorf("encode metadata of event %s: %w", e.ID, err)
+		return nil, fmt.Errorf("event %s: %w", e.ID, err)
 	}
-	m := message.NewMessage(e.ID.String(), message.Payload(e.Payload))
-	m.Metadata = message.Metadata{
-		event.MetaEventType:   e.Type,
-		event.MetaAggregateID: e.AggregateID,
-		event.MetaEventTime:   e.Time.Format(time.RFC3339Nano),
-		rowIngestedAt:         e.IngestedAt.Format(time.RFC3339Nano),
-		rowMetadata:           string(metadata),
-	}
+	m := &message.Message{UUID: e.ID.String(), Payload: message.Payload(e.Payload)} // nobody acknowledges it
+	m.SetContext(&rowContext{context.Background(), e, metadata})
 	return m, nil
 }
 

@@ -23,6 +23,8 @@ type PublisherConfig struct {
 	// MaxQueue is the number of waiting events, counted likewise, from which [Publisher.Ingest] answers
 	// [window.ErrFull]; 20,000 if zero.
 	MaxQueue int
+	// Wait is how long [Publisher.Ingest] waits before it answers [window.ErrTimeout]; for ever if zero.
+	Wait time.Duration
 	// Timeout bounds one attempt at a transaction; 10 s if zero.
 	Timeout time.Duration
 	// OnFlush, if set, is told the outcome of each attempt.
@@ -69,6 +71,7 @@ func NewPublisher(db *sql.DB, cfg PublisherConfig) (*Publisher, error) {
 	p.batcher = window.NewBatcher(window.BatcherConfig[submission]{
 		MaxBatch: cfg.MaxBatch,
 		MaxQueue: cfg.MaxQueue,
+		Wait:     cfg.Wait,
 		Weigh:    weigh,
 		OnFlush:  cfg.OnFlush,
 		Prepare:  (*submission).read,
@@ -114,8 +117,8 @@ func weigh(s submission) int {
 func (p *Publisher) Queued() int { return p.batcher.Queued() }
 
 // Ingest stores events in one transaction, in order. It returns nil once they are durable, [window.ErrFull] when too
-// many are waiting, an [event.Permanent] error when the database can't hold one of them (then none is stored), the
-// cause of ctx when that ends first, or [window.ErrClosed].
+// many are waiting, [window.ErrTimeout] when it took too long, an [event.Permanent] error when the database can't hold
+// one of them (then none is stored), the cause of ctx when that ends first, or [window.ErrClosed].
 func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
 	if len(events) == 0 {
 		return nil

@@ -50,7 +50,7 @@ type Subscriber struct {
 	published atomic.Int64 // newest position of the acknowledged prefix
 	drained   atomic.Bool  // the outbox was empty when it was last looked at, and all behind the cursor was handed out
 	saved     *cursor      // of the goroutine that saves; nil if unknown
-	lane      atomic.Pointer[window.Lane[mark]]
+	lane      atomic.Pointer[window.Lane[int64]]
 
 	ctx    context.Context // ends with Close
 	stop   context.CancelFunc
@@ -192,7 +192,7 @@ func (s *Subscriber) update(change func(*State)) {
 	s.state.Store(&st)
 }
 
-func (s *Subscriber) round() {
+func (s *Subscriber) answered() {
 	s.update(func(st *State) { st.LastRound, st.Err = time.Now(), nil })
 }
 
@@ -203,12 +203,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// mark is what the lane knows of a message in flight.
-type mark struct {
-	position int64
-	done     context.CancelFunc // ends the message's context
 }
 
 // lead waits for the lock and relays until ctx ends, which is no error, or the database fails.
@@ -223,11 +217,10 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 	laneCtx, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	dirty := make(chan struct{}, 1)
-	lane := window.NewLane(laneCtx, out, window.LaneConfig[mark]{
+	lane := window.NewLane(laneCtx, out, window.LaneConfig[int64]{
 		Size: s.cfg.Window,
-		Advance: func(m mark) {
-			m.done()
-			s.published.Store(m.position)
+		Advance: func(position int64) {
+			s.published.Store(position)
 			select {
 			case dirty <- struct{}{}:
 			default:
@@ -265,7 +258,7 @@ func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) erro
 }
 
 // finish waits for what is in flight, for as long as it may.
-func (s *Subscriber) finish(lane *window.Lane[mark], abandon context.CancelFunc) {
+func (s *Subscriber) finish(lane *window.Lane[int64], abandon context.CancelFunc) {
 	lane.Close()
 	limit := time.NewTimer(s.cfg.CloseTimeout)
 	defer limit.Stop()
@@ -279,13 +272,12 @@ func (s *Subscriber) finish(lane *window.Lane[mark], abandon context.CancelFunc)
 }
 
 // relay hands out what a predecessor left unpublished, then whatever comes.
-func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *window.Lane[mark]) error {
+func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *window.Lane[int64]) error {
 	send := func(p page) bool {
 		for i, m := range p.msgs {
-			msgCtx, done := context.WithCancel(laneCtx)
 			src := window.Source{Topic: Topic, Partition: -1, Offset: p.positions[i], Key: m.Metadata[keyMetadata]}
-			if !lane.Send(ctx, msgCtx, m, mark{p.positions[i], done}, src) {
-				return false // done is called with the lane's context
+			if !lane.Send(ctx, laneCtx, m, p.positions[i], src) {
+				return false
 			}
 		}
 		return true
@@ -300,7 +292,7 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		if err != nil {
 			return err
 		}
-		s.round()
+		s.answered()
 		if p.taken == 0 {
 			break
 		}
@@ -309,38 +301,72 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		}
 		cursor = p.last
 	}
-	timer := time.NewTimer(s.cfg.Poll)
-	defer timer.Stop()
+	return s.follow(ctx, seq, send)
+}
+
+// round is what one look at the outbox has brought.
+type round struct {
+	page
+	more      bool  // the outbox is likely not empty
+	sequenced int64 // newest position in the log
+	err       error // ends the leadership
+}
+
+// follow hands out what comes into the outbox. While a page is being handed out the next one is read already, so that
+// neither the database nor the processors wait for the other.
+func (s *Subscriber) follow(ctx context.Context, seq *sequencer, send func(page) bool) error {
+	ctx, stop := context.WithCancel(ctx)
+	rounds := make(chan round)
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer stop()
+	reader.Go(func() { s.read(ctx, seq, rounds) })
 	for {
-		began := time.Now()
-		p, more, err := seq.next(ctx)
-		if err != nil {
-			return err
-		}
-		s.drained.Store(p.taken == 0 && !more)
-		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
-		if !send(p) {
-			return nil
-		}
-		if more {
-			continue
-		}
-		if p.taken >= window.PaceFrom && !sleep(ctx, pace-time.Since(began)) {
-			return nil
-		}
-		timer.Reset(s.cfg.Poll)
 		select {
-		case <-s.wake:
-		case <-timer.C:
+		case r := <-rounds:
+			if r.err != nil {
+				return r.err
+			}
+			s.drained.Store(r.taken == 0 && !r.more)
+			s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, r.sequenced })
+			if !send(r.page) {
+				return nil
+			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// pace is the least time from one batch to the next while events come in numbers: larger batches cost less. An event
-// that comes alone never waits for it.
-const pace = 20 * time.Millisecond
+// read looks at the outbox whenever there may be something in it, until that fails or ctx ends.
+func (s *Subscriber) read(ctx context.Context, seq *sequencer, rounds chan<- round) {
+	timer := time.NewTimer(s.cfg.Poll)
+	defer timer.Stop()
+	for {
+		began := time.Now()
+		p, more, err := seq.next(ctx)
+		select {
+		case rounds <- round{p, more, seq.position, err}:
+		case <-ctx.Done():
+			return
+		}
+		switch {
+		case err != nil:
+			return
+		case more:
+			continue
+		case p.taken >= window.PaceFrom && !sleep(ctx, window.Gather(time.Since(began))):
+			return
+		}
+		timer.Reset(s.cfg.Poll)
+		select {
+		case <-s.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
 
 // listen turns notifications into wake-ups. Without it the relay still polls, so its failures only cost latency.
 func (s *Subscriber) listen(ctx context.Context) {

@@ -16,6 +16,8 @@ import (
 var (
 	// ErrFull says that the queue has no room; try again later.
 	ErrFull = errors.New("queue is full")
+	// ErrTimeout says that an item was not done in the time that [BatcherConfig.Wait] gives it.
+	ErrTimeout = errors.New("not done in time")
 	// ErrClosed says that the batcher no longer takes items.
 	ErrClosed = errors.New("batcher is closed")
 	// ErrAbandoned says that the item's source ended before its turn came. It was not handed in, and will be read again.
@@ -39,6 +41,8 @@ type BatcherConfig[T any] struct {
 	MaxBatch int
 	// MaxQueue is the weight from which [Batcher.TryDo] answers ErrFull. Zero means no bound.
 	MaxQueue int
+	// Wait is how long [Batcher.TryDo] waits before it answers ErrTimeout. Zero means no bound.
+	Wait time.Duration
 	// OnFlush, if set, is told the outcome of each attempt, for health and logs.
 	OnFlush func(items int, err error)
 	// Pace, if set, is asked how long the next batch may gather, after one of PaceFrom items or more that took so long:
@@ -52,6 +56,19 @@ type BatcherConfig[T any] struct {
 // PaceFrom is the size of a batch that says that items are coming in numbers.
 const PaceFrom = 8
 
+// Bounds of [Gather].
+const (
+	MinGather = 20 * time.Millisecond // a transaction costs about as much as thirty events
+	MaxGather = 50 * time.Millisecond
+)
+
+// Gather returns how long the next batch may gather while items come in numbers, after one that took so long: from the
+// start of the one to the start of the next four times that, within bounds. The work of a batch takes longer where
+// processors are busy, and there a larger batch saves the most; where they are not, it is latency that counts.
+func Gather(took time.Duration) time.Duration {
+	return max(0, min(max(4*took, MinGather), MaxGather)-took)
+}
+
 // Batcher does the work of many callers at once: while one batch is being done the next one gathers, and nobody ever
 // waits for a timer. Callers whose context carries a [Turn] are taken in the order of their turns.
 type Batcher[T any] struct {
@@ -59,6 +76,9 @@ type Batcher[T any] struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
+
+	timers  sync.Pool // of stopped ones
+	tickets sync.Pool // of answered ones
 
 	mu     sync.Mutex
 	more   sync.Cond
@@ -69,10 +89,31 @@ type Batcher[T any] struct {
 	ripe   chan struct{} // while a batch gathers: closed when it need not any longer
 }
 
+// ticket is an item and where its one answer goes. It belongs to its caller again once that has the answer.
 type ticket[T any] struct {
-	item   T
-	weight int
-	done   chan error
+	batcher *Batcher[T]
+	item    T
+	weight  int
+	done    chan error
+}
+
+func (t *ticket[T]) come()    { t.batcher.push(t) }
+func (t *ticket[T]) abandon() { t.done <- ErrAbandoned }
+
+func (b *Batcher[T]) ticket(item T) *ticket[T] {
+	t, ok := b.tickets.Get().(*ticket[T])
+	if !ok {
+		t = &ticket[T]{batcher: b, done: make(chan error, 1)}
+	}
+	t.item, t.weight = item, b.cfg.Weigh(item)
+	return t
+}
+
+// reuse takes a ticket back whose answer has been read.
+func (b *Batcher[T]) reuse(t *ticket[T]) {
+	var none T
+	t.item = none
+	b.tickets.Put(t)
 }
 
 // NewBatcher starts a batcher. Close must be called to stop it.
@@ -96,27 +137,49 @@ func NewBatcher[T any](cfg BatcherConfig[T]) *Batcher[T] {
 // Do hands an item in and waits until the batch that carries it is done. It returns nil, the item's permanent error,
 // ErrClosed or ErrAbandoned; it does not return earlier when ctx ends, since the item is then still on its way.
 func (b *Batcher[T]) Do(ctx context.Context, item T) error {
-	t := &ticket[T]{item: item, weight: b.cfg.Weigh(item), done: make(chan error, 1)}
-	TurnFrom(ctx).do(func() { b.push(t) }, func() { t.done <- ErrAbandoned })
-	return <-t.done
+	t := b.ticket(item)
+	TurnFrom(ctx).do(t)
+	err := <-t.done
+	b.reuse(t)
+	return err
 }
 
-// TryDo is Do for callers that would rather be refused than wait: it returns ErrFull when the queue is full, and the
-// cause of ctx when that ends first. An item still queued is then withdrawn; one whose batch is being done may yet
-// succeed.
+// TryDo is Do for callers that would rather be refused than wait: it returns ErrFull when the queue is full, ErrTimeout
+// after [BatcherConfig.Wait], and the cause of ctx when that ends first. An item still queued is then withdrawn; one
+// whose batch is being done may yet succeed.
 func (b *Batcher[T]) TryDo(ctx context.Context, item T) error {
-	t := &ticket[T]{item: item, weight: b.cfg.Weigh(item), done: make(chan error, 1)}
 	if b.cfg.MaxQueue > 0 && b.Queued() >= b.cfg.MaxQueue {
 		return ErrFull
 	}
-	TurnFrom(ctx).do(func() { b.push(t) }, func() { t.done <- ErrAbandoned })
+	t := b.ticket(item)
+	TurnFrom(ctx).do(t)
+	var late <-chan time.Time
+	if b.cfg.Wait > 0 {
+		timer := b.timer()
+		defer b.timers.Put(timer)
+		defer timer.Stop()
+		late = timer.C
+	}
 	select {
 	case err := <-t.done:
+		b.reuse(t)
 		return err
+	case <-late:
+		b.withdraw(t)
+		return ErrTimeout
 	case <-ctx.Done():
 		b.withdraw(t)
 		return context.Cause(ctx)
 	}
+}
+
+// timer returns one that runs: a context with a deadline costs several times as much.
+func (b *Batcher[T]) timer() *time.Timer {
+	if timer, ok := b.timers.Get().(*time.Timer); ok {
+		timer.Reset(b.cfg.Wait)
+		return timer
+	}
+	return time.NewTimer(b.cfg.Wait)
 }
 
 // withdraw takes a ticket out of the queue, unless its batch has been taken.

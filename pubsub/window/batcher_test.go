@@ -195,6 +195,32 @@ func TestBatcherWaitsOutAnOutage(t *testing.T) {
 	})
 }
 
+func TestBatcherTryDoWaitsItsTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		b := window.NewBatcher(window.BatcherConfig[int]{Flush: g.flush, MaxBatch: 1, Wait: time.Second})
+		for range 3 { // timers are used again
+			first := make(chan error, 1)
+			go func() { first <- b.TryDo(t.Context(), 1) }()
+			<-g.entered // its batch is being done
+			began := time.Now()
+			require.ErrorIs(t, b.TryDo(t.Context(), 2), window.ErrTimeout)
+			require.Equal(t, time.Second, time.Since(began))
+			require.ErrorIs(t, <-first, window.ErrTimeout, "it may succeed yet")
+			require.Equal(t, 1, b.Queued(), "what was still queued is withdrawn")
+			g.answer <- nil
+			synctest.Wait()
+			require.Zero(t, b.Queued())
+			go func() { first <- b.TryDo(t.Context(), 3) }()
+			require.Equal(t, []int{3}, <-g.entered, "the withdrawn one is not done")
+			g.answer <- nil
+			require.NoError(t, <-first)
+		}
+		require.NoError(t, b.Close(t.Context()))
+	})
+}
+
 func TestBatcherCloseDrains(t *testing.T) {
 	t.Parallel()
 	g := newGate()

@@ -33,12 +33,12 @@ func SourceFrom(ctx context.Context) (Source, bool) {
 
 // WithSource returns a context that says where its message was read.
 func WithSource(ctx context.Context, s Source) context.Context {
-	return &messageContext{Context: ctx, source: s, turn: TurnFrom(ctx)}
+	return &messageContext{lazyContext: lazyContext{Context: ctx}, source: s, turn: TurnFrom(ctx)}
 }
 
 // messageContext carries what a lane says of a message: one context in place of one for each value.
 type messageContext struct {
-	context.Context
+	lazyContext
 	source Source
 	turn   *Turn
 }
@@ -50,7 +50,7 @@ func (c *messageContext) Value(key any) any {
 	case turnKey:
 		return c.turn
 	}
-	return c.Context.Value(key)
+	return c.lazyContext.Value(key)
 }
 
 // LaneConfig configures a [Lane].
@@ -82,7 +82,7 @@ type Lane[T any] struct {
 
 type entry[T any] struct {
 	msg  *message.Message
-	ctx  context.Context // as handed out; middleware may have replaced it in msg
+	ctx  *messageContext // as handed out; middleware may have replaced it in msg
 	mark T
 	turn *Turn
 	size int64
@@ -112,15 +112,16 @@ func NewLane[T any](ctx context.Context, out chan<- *message.Message, cfg LaneCo
 }
 
 // Send hands out a message in the order of the source. It waits while the window is full and until the message has
-// been received, or returns false because ctx or the lane has ended. The message's context is derived from msgCtx and carries the
-// turn of its key and its source. Send must not be called concurrently, nor after Close.
+// been received, or returns false because ctx or the lane has ended. The message's context is derived from msgCtx, ends once the
+// message has been acknowledged, and carries the turn of its key and its source. Send must not be called concurrently, nor
+// after Close.
 func (l *Lane[T]) Send(ctx, msgCtx context.Context, msg *message.Message, mark T, src Source) bool {
 	e := &entry[T]{msg: msg, mark: mark, size: int64(min(len(msg.Payload), l.cfg.MaxBytes))}
 	if !l.acquire(ctx, e.size) {
 		return false
 	}
 	e.turn, e.at = l.turns.Take(src.Key), time.Now()
-	e.ctx = &messageContext{Context: msgCtx, source: src, turn: e.turn}
+	e.ctx = &messageContext{lazyContext: lazyContext{Context: msgCtx}, source: src, turn: e.turn}
 	msg.SetContext(e.ctx)
 	select {
 	case l.entries <- e:
@@ -194,6 +195,7 @@ func (l *Lane[T]) collect(ctx context.Context) {
 			return
 		}
 		e.turn.Pass()
+		e.ctx.end()
 		l.cfg.Advance(e.mark)
 		l.room.Release(e.size)
 	}

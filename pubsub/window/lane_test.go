@@ -78,6 +78,8 @@ func TestLaneAdvancesOnlyThePrefix(t *testing.T) {
 		msgs[0].Ack()
 		synctest.Wait()
 		require.Equal(t, []int{0, 1, 2}, m.get())
+		require.Error(t, msgs[2].Context().Err(), "its context ends with it")
+		require.NoError(t, msgs[3].Context().Err())
 		l.Close()
 		synctest.Wait()
 		select {

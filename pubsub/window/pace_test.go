@@ -72,3 +72,18 @@ func TestBatcherPace(t *testing.T) {
 		})
 	}
 }
+
+func TestGather(t *testing.T) {
+	t.Parallel()
+	for took, want := range map[time.Duration]time.Duration{
+		0:                      window.MinGather,
+		2 * time.Millisecond:   18 * time.Millisecond, // a machine with time to spare
+		8 * time.Millisecond:   24 * time.Millisecond,
+		12 * time.Millisecond:  36 * time.Millisecond,
+		13 * time.Millisecond:  37 * time.Millisecond, // not more than 50 ms from batch to batch
+		50 * time.Millisecond:  0,
+		500 * time.Millisecond: 0,
+	} {
+		require.Equal(t, want, window.Gather(took), "after %s", took)
+	}
+}

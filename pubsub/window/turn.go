@@ -10,7 +10,7 @@ import (
 type Turns struct {
 	mu        sync.Mutex
 	last      map[string]*Turn
-	waiting   map[*Turn]struct{} // those that have something to run
+	waiting   map[*Turn]struct{} // those that somebody waits for
 	abandoned bool
 }
 
@@ -21,9 +21,19 @@ type Turn struct {
 	next   *Turn
 	head   bool
 	passed bool
-	run    func()
-	drop   func() // is called instead of run if the turn will never come; may be nil
+	waiter waiter
 }
+
+// waiter waits for a turn. One of its methods is called, once.
+type waiter interface {
+	come()    // the turn has come
+	abandon() // it never will
+}
+
+type function func()
+
+func (f function) come()    { f() }
+func (f function) abandon() {}
 
 // NewTurns returns Turns that nobody has taken yet.
 func NewTurns() *Turns {
@@ -47,30 +57,30 @@ func (ts *Turns) Take(key string) *Turn {
 // Do runs f once all earlier turns of the key have passed, then passes this one. It does not wait: f runs in the
 // caller's goroutine now, or later in that of whoever passes the turn before. After the turn has passed f runs at once.
 // If the turn is given up or abandoned before it comes, f never runs.
-func (t *Turn) Do(f func()) { t.do(f, nil) }
+func (t *Turn) Do(f func()) { t.do(function(f)) }
 
-// do is Do, and calls drop if f will never run.
-func (t *Turn) do(f, drop func()) {
+// do is Do for somebody who wants to know if the turn never comes.
+func (t *Turn) do(w waiter) {
 	if t == nil {
-		f()
+		w.come()
 		return
 	}
 	ts := t.turns
 	ts.mu.Lock()
 	if t.head || t.passed {
 		ts.mu.Unlock()
-		f()
+		w.come()
 		t.Pass()
 		return
 	}
-	if !ts.abandoned {
-		t.run, t.drop = f, drop
+	abandoned := ts.abandoned
+	if !abandoned {
+		t.waiter = w
 		ts.waiting[t] = struct{}{}
-		drop = nil
 	}
 	ts.mu.Unlock()
-	if drop != nil {
-		drop()
+	if abandoned {
+		w.abandon()
 	}
 }
 
@@ -86,18 +96,18 @@ func (t *Turn) Pass() {
 		return
 	}
 	t.passed = true
-	_, drop := t.release()
+	w := t.release()
 	if t.head {
 		ts.advance(t)
 	}
 	ts.mu.Unlock()
-	if drop != nil {
-		drop()
+	if w != nil {
+		w.abandon()
 	}
 }
 
-// advance makes the turns after a passed one come, up to the first that has nothing to run yet. The lock is let go
-// while one runs.
+// advance makes the turns after a passed one come, up to the first that nobody waits for yet. The lock is let go
+// while one comes.
 func (ts *Turns) advance(t *Turn) {
 	for {
 		next := t.next
@@ -106,9 +116,9 @@ func (ts *Turns) advance(t *Turn) {
 			return
 		}
 		next.head = true
-		if run, _ := next.release(); run != nil {
+		if w := next.release(); w != nil {
 			ts.mu.Unlock()
-			run()
+			w.come()
 			ts.mu.Lock()
 			if next.passed { // meanwhile, by someone who has advanced from there
 				return
@@ -122,12 +132,14 @@ func (ts *Turns) advance(t *Turn) {
 	}
 }
 
-// release takes away what the turn has to run.
-func (t *Turn) release() (run, drop func()) {
-	run, drop = t.run, t.drop
-	t.run, t.drop = nil, nil
-	delete(t.turns.waiting, t)
-	return run, drop
+// release takes away who waits for the turn, nil if nobody does.
+func (t *Turn) release() waiter {
+	w := t.waiter
+	if w != nil {
+		t.waiter = nil
+		delete(t.turns.waiting, t)
+	}
+	return w
 }
 
 // abandon says that turns which have not come yet never will, because earlier messages will not be handed out again.
@@ -135,15 +147,13 @@ func (t *Turn) release() (run, drop func()) {
 func (ts *Turns) abandon() {
 	ts.mu.Lock()
 	ts.abandoned = true
-	var drops []func()
+	var waiters []waiter
 	for t := range ts.waiting {
-		if _, drop := t.release(); drop != nil {
-			drops = append(drops, drop)
-		}
+		waiters = append(waiters, t.release())
 	}
 	ts.mu.Unlock()
-	for _, drop := range drops {
-		drop()
+	for _, w := range waiters {
+		w.abandon()
 	}
 }
 
