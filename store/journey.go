@@ -215,7 +215,8 @@ func readTravelled(ctx context.Context, tx pgx.Tx, id uuid.UUID) (travelled, err
 		FROM event_store WHERE event_id = $1`, id).Scan(&e.Type, &e.AggregateID, &e.IngestedAt, &metadata, &e.Metadata.Position, &e.sequencedAt, &e.cursor)
 	e.logged = err == nil
 	if errors.Is(err, pgx.ErrNoRows) {
-		err = tx.QueryRow(ctx, `SELECT event_type, aggregate_id, ingested_at, metadata::text FROM outbox WHERE event_id = $1 LIMIT 1`, id).
+		err = tx.QueryRow(ctx, `SELECT event_type, aggregate_id, ingested_at, metadata::text FROM outbox
+			WHERE event_id = $1 AND id > (SELECT floor FROM relay_cursor WHERE name = 'bus') LIMIT 1`, id).
 			Scan(&e.Type, &e.AggregateID, &e.IngestedAt, &metadata)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -187,8 +187,8 @@ type logView struct {
 func (v *logView) read(ctx context.Context, tx pgx.Tx) error {
 	var sensor, user, system int64
 	err := tx.QueryRow(ctx, `SELECT position, counted, sensor_events, user_actions, system_events, duplicates,
-		coalesce((SELECT max(position) FROM event_store), 0), (SELECT count(*) FROM outbox),
-		(SELECT ingested_at FROM outbox ORDER BY id LIMIT 1)
+		coalesce((SELECT max(position) FROM event_store), 0), (SELECT count(*) FROM outbox WHERE id > floor),
+		(SELECT ingested_at FROM outbox WHERE id > floor ORDER BY id LIMIT 1)
 		FROM relay_cursor WHERE name = 'bus'`).
 		Scan(&v.position, &v.counted, &sensor, &user, &system, &v.duplicates, &v.newest, &v.outbox, &v.oldest)
 	if err != nil {

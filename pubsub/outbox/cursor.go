@@ -10,9 +10,9 @@ type cursor struct{ position, counted int64 }
 
 // moveCursor moves the cursor and counts, per topic, the events that it passes. The counts are those of the log itself
 // and move with the cursor or not at all; that counted is still where it was keeps two relays, of which one does not
-// know yet that it has lost the lock, from counting the same events.
+// know yet that it has lost the lock, from counting the same events. The floor, which only spares readers work, goes along.
 const moveCursor = `
-UPDATE relay_cursor SET position = $2, counted = greatest(counted, $2), updated_at = now(),
+UPDATE relay_cursor SET position = $2, counted = greatest(counted, $2), floor = $3, updated_at = now(),
 	sensor_events = sensor_events + n.sensor, user_actions = user_actions + n.users,
 	system_events = system_events + n.total - n.sensor - n.users
 FROM (
@@ -41,7 +41,7 @@ func (s *Subscriber) writeCursor(ctx context.Context) error {
 			s.saved = known
 			return nil
 		}
-		tag, err := s.pool.Exec(ctx, moveCursor, known.counted, to)
+		tag, err := s.pool.Exec(ctx, moveCursor, known.counted, to, s.floor.Load())
 		if err != nil {
 			return fmt.Errorf("save relay cursor: %w", err)
 		}

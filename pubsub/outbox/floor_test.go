@@ -77,7 +77,8 @@ func TestDeadRowsAreWalkedOverOnce(t *testing.T) {
 	require.NoError(t, err)
 
 	p := s.publisher(outbox.PublisherConfig{})
-	_, out := s.subscribe(outbox.SubscriberConfig{})
+	sub, out := s.subscribe(outbox.SubscriberConfig{})
+	before := scan[int](s, `SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox'`)
 	for range 3 {
 		pour(t, p, out)
 	}
@@ -88,4 +89,22 @@ func TestDeadRowsAreWalkedOverOnce(t *testing.T) {
 		return err == nil && deleted == 3*21*500
 	}, soon, 50*time.Millisecond)
 	require.Less(t, read, 12*deleted, "index entries read for %d rows", deleted)
+	require.Eventually(t, func() bool {
+		return scan[int](s, `SELECT floor FROM relay_cursor`) > deleted-2*3000
+	}, soon, tick, "others find the floor with the cursor")
+
+	const looks, scans = 20, `SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_pkey'`
+	scanned := scan[int](s, scans)
+	require.NoError(t, p.Store(t.Context(), newEvent("in flight", 0)))
+	held := next(t, out)
+	for range looks {
+		l, err := sub.Lag(t.Context())
+		require.NoError(t, err)
+		require.EqualValues(t, 1, l.Outbox+l.Log)
+	}
+	held.msg.Ack()
+	require.Eventually(t, func() bool { return scan[int](s, scans) >= scanned+2*looks }, soon, 50*time.Millisecond)
+	walked := scan[int](s, `SELECT idx_tup_read - $1 FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_pkey'`, read)
+	require.Less(t, walked, looks*2*2*3000, "two looks at the outbox for each lag")
+	require.Zero(t, scan[int](s, `SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox'`)-before)
 }

@@ -18,17 +18,17 @@ type Lag struct {
 const mostCounted = 50_000
 
 // Lag returns how far the relay is behind; Oldest is when the oldest of these events was taken in, zero if there are
-// none. A relay with nothing to do does not ask the database.
+// none. It is the active relay that knows. With nothing to do it does not ask the database.
 func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
 	if s.drained.Load() && s.Oldest().IsZero() {
 		return Lag{}, nil
 	}
 	var l Lag
 	var waiting, unpublished *time.Time
-	err := s.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT $2) AS first),
-		(SELECT ingested_at FROM outbox ORDER BY id LIMIT 1),
+	err := s.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > $3 ORDER BY id LIMIT $2) AS first),
+		(SELECT ingested_at FROM outbox WHERE id > $3 ORDER BY id LIMIT 1),
 		(SELECT count(*) FROM (SELECT FROM event_store WHERE position > $1 ORDER BY position LIMIT $2) AS first),
-		(SELECT ingested_at FROM event_store WHERE position > $1 ORDER BY position LIMIT 1)`, s.published.Load(), mostCounted).
+		(SELECT ingested_at FROM event_store WHERE position > $1 ORDER BY position LIMIT 1)`, s.published.Load(), mostCounted, s.floor.Load()).
 		Scan(&l.Outbox, &waiting, &l.Log, &unpublished)
 	if err != nil {
 		return Lag{}, fmt.Errorf("look for events that wait: %w", err)

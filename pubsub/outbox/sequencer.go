@@ -38,7 +38,8 @@ type sequencer struct {
 	floor      int64 // IDs up to here have been taken, but for stray ones; see raiseFloor
 	sinceFloor int   // rows taken since the floor was raised
 	sweep      time.Duration
-	swept      time.Time // when rows below the floor were last looked for
+	swept      time.Time     // when rows below the floor were last looked for
+	sweeping   time.Duration // how long that took
 }
 
 // session is how the server treats our connections.
@@ -119,14 +120,14 @@ func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
 
 func (q *sequencer) close() { closeConn(q.conn) }
 
-func (q *sequencer) cursor(ctx context.Context) (int64, error) {
+// cursor returns what has been saved: how far the bus has acknowledged, and the floor of the outbox.
+func (q *sequencer) cursor(ctx context.Context) (position, floor int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	var position int64
-	if err := q.conn.QueryRow(ctx, `SELECT position FROM relay_cursor WHERE name = 'bus'`).Scan(&position); err != nil {
-		return 0, fmt.Errorf("read relay cursor: %w", err)
+	if err := q.conn.QueryRow(ctx, `SELECT position, floor FROM relay_cursor WHERE name = 'bus'`).Scan(&position, &floor); err != nil {
+		return 0, 0, fmt.Errorf("read relay cursor: %w", err)
 	}
-	return position, nil
+	return position, floor, nil
 }
 
 // after returns stored events behind a position, for a relay that takes over.
@@ -172,12 +173,15 @@ FROM numbered n LEFT JOIN stored s USING (position) ORDER BY n.position`
 
 // next sequences one batch and returns its new events; more says that the outbox is likely not empty.
 func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
-	low := q.floor + 1
-	if time.Since(q.swept) > q.sweep || q.limit < q.max { // what is being singled out may be below the floor
-		low, q.swept = math.MinInt64, time.Now()
+	began, low := time.Now(), q.floor+1
+	sweep := began.Sub(q.swept) > max(q.sweep, sweepShare*q.sweeping)
+	if sweep || q.limit < q.max { // what is being singled out may be below the floor
+		low = math.MinInt64
 	}
-	began := time.Now()
 	p, err = q.move(ctx, q.limit, low, math.MaxInt64)
+	if sweep {
+		q.swept, q.sweeping = began, time.Since(began)
+	}
 	switch {
 	case err == nil:
 	case !refused(err):
@@ -206,7 +210,10 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 	return p, more, q.report(ctx, p.unreadable)
 }
 
-const floorEvery = 3_000 // rows
+const (
+	floorEvery = 3_000 // rows
+	sweepShare = 100   // sweeping walks over all that vacuum can't remove, and takes a hundredth of the time at most
+)
 
 // raiseFloor moves the place where the next batch is looked for past what has been taken. Rows that are deleted stay in
 // the index until vacuum can remove them, which an old transaction of any other session prevents; without a floor each

@@ -48,6 +48,7 @@ type Subscriber struct {
 	state     atomic.Pointer[State]
 	limit     int          // of the next sequencer's batches; of the subscription that is active
 	published atomic.Int64 // newest position of the acknowledged prefix
+	floor     atomic.Int64 // everything in the outbox up to this ID has been taken
 	drained   atomic.Bool  // the outbox was empty when it was last looked at, and all behind the cursor was handed out
 	saved     *cursor      // of the goroutine that saves; nil if unknown
 	lane      atomic.Pointer[window.Lane[int64]]
@@ -282,11 +283,12 @@ func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *w
 		}
 		return true
 	}
-	cursor, err := seq.cursor(ctx)
+	cursor, floor, err := seq.cursor(ctx)
 	if err != nil {
 		return err
 	}
 	s.published.Store(cursor)
+	s.floor.Store(floor)
 	for {
 		p, err := seq.after(ctx, cursor)
 		if err != nil {
@@ -345,6 +347,9 @@ func (s *Subscriber) read(ctx context.Context, seq *sequencer, rounds chan<- rou
 	for {
 		began := time.Now()
 		p, more, err := seq.next(ctx)
+		if seq.floor > 0 {
+			s.floor.Store(seq.floor)
+		}
 		select {
 		case rounds <- round{p, more, seq.position, err}:
 		case <-ctx.Done():
