@@ -40,7 +40,7 @@ type Config struct {
 	Topics []string
 	// Window is the most messages that may be unacknowledged at once, the MQTT receive maximum: 1–65535, 1000 if zero.
 	Window int
-	// Buffer is about how many bytes of messages may wait in memory to be handed out; 16 MiB if zero. Beyond that nothing
+	// Buffer is about how many bytes of messages may wait in memory to be handed out; 4 MiB if zero. Beyond that nothing
 	// is read from the broker until there is room again. What is handed out, and not acknowledged, is bounded besides.
 	Buffer int
 	// QoS0Buffer is about how many bytes of messages with QoS 0 may wait in memory for a handler; 16 MiB if zero. The
@@ -102,7 +102,7 @@ func (c Config) withDefaults() (Config, *url.URL, error) {
 	setDefault(&c.Group, "ingestion")
 	setDefault(&c.ClientID, "cornjacket-"+c.Group)
 	setDefault(&c.SessionExpiry, 30*24*time.Hour)
-	setDefault(&c.Buffer, 16<<20)
+	setDefault(&c.Buffer, 4<<20)
 	setDefault(&c.QoS0Buffer, 16<<20)
 	setDefault(&c.ConnectTimeout, 5*time.Second)
 	setDefault(&c.MaxBackoff, 3*time.Second)

@@ -109,11 +109,11 @@ func (l *link) receive(p *paho.Publish) bool {
 	return true
 }
 
-// awaitRoom waits while too much is held already, and so stops reading from the broker. Its window bounds messages, not
-// bytes, and Mosquitto 2.0.11 sends a window more with each PUBACK. While it waits the client does not see the answers
-// to its pings, which is not the broker's silence. It returns false if the link ends.
+// awaitRoom stops reading from the broker while too much is held already, until half of that is left. Its window bounds
+// messages, not bytes, and Mosquitto 2.0.11 sends a window more with each PUBACK. While it waits the client does not see
+// the answers to its pings, which is not the broker's silence. It returns false if the link ends.
 func (l *link) awaitRoom(size int) bool {
-	if l.hasRoom(size) {
+	if l.hasRoom(size, l.s.cfg.Buffer) {
 		return true
 	}
 	l.s.pinger.pause(true)
@@ -121,7 +121,7 @@ func (l *link) awaitRoom(size int) bool {
 	for {
 		select {
 		case <-l.room:
-			if l.hasRoom(size) {
+			if l.hasRoom(size, l.s.cfg.Buffer/2) {
 				return true
 			}
 		case <-l.intake.Done():
@@ -130,14 +130,14 @@ func (l *link) awaitRoom(size int) bool {
 	}
 }
 
-func (l *link) hasRoom(size int) bool {
+func (l *link) hasRoom(size, limit int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.held == 0 || l.held+size <= l.s.cfg.Buffer
+	return l.held == 0 || l.held+size <= limit
 }
 
 // sizeOf is about what a waiting message takes.
-func sizeOf(p *paho.Publish) int { return len(p.Payload) + 512 }
+func sizeOf(p *paho.Publish) int { return len(p.Payload) + 1024 }
 
 // abandon forgets what has not been handed to the lane and returns how much of that the broker will not repeat.
 func (l *link) abandon() (lost uint64) {
