@@ -59,14 +59,14 @@ const PaceFrom = 8
 // Bounds of [Gather].
 const (
 	MinGather = 20 * time.Millisecond // a transaction costs about as much as thirty events
-	MaxGather = 50 * time.Millisecond
+	MaxGather = 35 * time.Millisecond
 )
 
 // Gather returns how long the next batch may gather while items come in numbers, after one that took so long: from the
-// start of the one to the start of the next four times that, within bounds. The work of a batch takes longer where
+// start of the one to the start of the next three times that, within bounds. The work of a batch takes longer where
 // processors are busy, and there a larger batch saves the most; where they are not, it is latency that counts.
 func Gather(took time.Duration) time.Duration {
-	return max(0, min(max(4*took, MinGather), MaxGather)-took)
+	return max(0, min(max(3*took, MinGather), MaxGather)-took)
 }
 
 // Batcher does the work of many callers at once: while one batch is being done the next one gathers, and nobody ever

@@ -78,10 +78,10 @@ func TestGather(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{
 		0:                      window.MinGather,
 		2 * time.Millisecond:   18 * time.Millisecond, // a machine with time to spare
-		8 * time.Millisecond:   24 * time.Millisecond,
-		12 * time.Millisecond:  36 * time.Millisecond,
-		13 * time.Millisecond:  37 * time.Millisecond, // not more than 50 ms from batch to batch
-		50 * time.Millisecond:  0,
+		8 * time.Millisecond:   16 * time.Millisecond,
+		11 * time.Millisecond:  22 * time.Millisecond,
+		15 * time.Millisecond:  20 * time.Millisecond, // not more than 35 ms from batch to batch
+		35 * time.Millisecond:  0,
 		500 * time.Millisecond: 0,
 	} {
 		require.Equal(t, want, window.Gather(took), "after %s", took)
