@@ -327,7 +327,7 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 	if err != nil {
 		return nil, health.Check{}, fmt.Errorf("MQTT_URL: %w", err)
 	}
-	return sub, health.Check{Name: "mqtt", Every: 250 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
+	return sub, health.Check{Name: "mqtt", Every: 500 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
 		if sub.Connected() {
 			return nil, nil
 		}

@@ -102,11 +102,17 @@ func (m *Monitor) watch(ctx context.Context, c Check) {
 			wait = min(retry, wait)
 		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(untilTick(time.Now(), wait)):
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// untilTick returns the time to the next whole multiple of every on the clock. Checks wake up together: on an idle
+// platform it is not the probes that cost but each waking of the process.
+func untilTick(now time.Time, every time.Duration) time.Duration {
+	return every - time.Duration(now.UnixNano()%int64(every))
 }
 
 // Report is the answer of GET /health.

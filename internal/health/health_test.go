@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -291,4 +293,29 @@ func TestAnswers(t *testing.T) {
 	w = httptest.NewRecorder()
 	mux.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/health", nil))
 	require.Equal(t, http.StatusMethodNotAllowed, w.Code)
+}
+
+func TestChecksWakeTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(130 * time.Millisecond) // off the beat
+		m := health.New("query", time.Now)
+		var mu sync.Mutex
+		at := map[time.Duration]int{}
+		begin := time.Now().Truncate(time.Second)
+		for i, every := range []time.Duration{time.Second, time.Second, 500 * time.Millisecond} {
+			m.Add(health.Check{Name: fmt.Sprint(i), Every: every, Probe: func(context.Context) (health.Details, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				at[time.Since(begin)]++
+				return nil, nil
+			}})
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2100*time.Millisecond)
+		defer cancel()
+		m.Run(ctx)
+		require.Equal(t, map[time.Duration]int{
+			130 * time.Millisecond: 3, 500 * time.Millisecond: 1, time.Second: 3, 1500 * time.Millisecond: 1, 2 * time.Second: 3,
+		}, at)
+	})
 }

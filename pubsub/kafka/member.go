@@ -55,7 +55,7 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 		kgo.AutoCommitInterval(time.Second),
 		kgo.FetchMaxBytes(8 << 20),
 		// A fetch that waits for some partitions delays those that are resumed meanwhile.
-		kgo.FetchMaxWait(200 * time.Millisecond),
+		kgo.FetchMaxWait(500 * time.Millisecond),
 		kgo.FetchMaxPartitionBytes(1 << 20),
 		kgo.OnPartitionsAssigned(m.assigned),
 		kgo.OnPartitionsRevoked(m.revoked),
