@@ -20,7 +20,7 @@ import (
 const (
 	sampleRate    = 100 // events per second whose latency is taken
 	latencyWarmUp = 2 * time.Second
-	sampleLimit   = 30 * time.Second // the longest that one event may take
+	sampleLimit   = 30 * time.Second       // the longest that one event may take
 	samplePause   = 500 * time.Microsecond // the shortest time between two questions about one event
 	sampleGrain   = 8                      // from then on, an eighth of the time that it has been waited for
 	// probes are the devices of sampled events, in turn: the last event of one was sampled two seconds ago.
