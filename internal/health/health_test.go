@@ -298,7 +298,7 @@ func TestAnswers(t *testing.T) {
 func TestChecksWakeTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		time.Sleep(130 * time.Millisecond) // off the beat
+		<-time.After(130 * time.Millisecond) // off the beat
 		m := health.New("query", time.Now)
 		var mu sync.Mutex
 		at := map[time.Duration]int{}
