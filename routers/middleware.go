@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -133,55 +132,11 @@ func retry(s Stack, logger watermill.LoggerAdapter) message.HandlerMiddleware {
 func timeout(d time.Duration) message.HandlerMiddleware {
 	return func(h message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
-			ctx := &lazyDeadline{Context: msg.Context(), deadline: time.Now().Add(d)}
-			defer ctx.stop()
+			ctx, stop := window.WithDeadline(msg.Context(), time.Now().Add(d))
+			defer stop()
 			msg.SetContext(ctx)
 			return h(msg)
 		}
-	}
-}
-
-// lazyDeadline is a context with a deadline that starts its timer when somebody first waits for it. On the hot path
-// nobody does, and a timer for each message costs more than all else that its middleware does.
-type lazyDeadline struct {
-	context.Context
-	deadline time.Time
-
-	mu      sync.Mutex
-	timed   context.Context
-	cancel  context.CancelFunc
-	stopped bool
-}
-
-func (c *lazyDeadline) Deadline() (time.Time, bool) {
-	if parent, ok := c.Context.Deadline(); ok && parent.Before(c.deadline) {
-		return parent, true
-	}
-	return c.deadline, true
-}
-
-func (c *lazyDeadline) start() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.timed == nil {
-		c.timed, c.cancel = context.WithDeadline(c.Context, c.deadline)
-		if c.stopped {
-			c.cancel()
-		}
-	}
-	return c.timed
-}
-
-func (c *lazyDeadline) Done() <-chan struct{} { return c.start().Done() }
-func (c *lazyDeadline) Err() error            { return c.start().Err() }
-
-// stop ends the context when the attempt has ended.
-func (c *lazyDeadline) stop() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stopped = true
-	if c.cancel != nil {
-		c.cancel()
 	}
 }
 

@@ -56,11 +56,10 @@ type link struct {
 }
 
 type sentMessage struct {
-	seq    uint64
-	msg    *message.Message // as first handed out
-	id     uint16
-	qos    byte
-	cancel context.CancelFunc
+	seq uint64
+	msg *message.Message // as first handed out
+	id  uint16
+	qos byte
 }
 
 func newLink(s *subscription, conn io.Writer) *link {
@@ -180,14 +179,13 @@ func (l *link) pump() {
 
 func (l *link) send(p *paho.Publish) bool {
 	msg := newMessage(p)
-	ctx, cancel := window.WithCancel(l.msgCtx)
 	l.mu.Lock()
 	l.seq++
 	seq := l.seq
-	l.sent = append(l.sent, sentMessage{seq: seq, msg: msg, id: p.PacketID, qos: p.QoS, cancel: cancel})
+	l.sent = append(l.sent, sentMessage{seq: seq, msg: msg, id: p.PacketID, qos: p.QoS})
 	l.mu.Unlock()
 	defer l.release(p)
-	return l.lane.Send(l.intake, ctx, msg, seq, window.Source{
+	return l.lane.Send(l.intake, l.msgCtx, msg, seq, window.Source{
 		Topic: p.Topic, Partition: -1, Offset: -1, Key: orderKey(p.Topic),
 	})
 }
@@ -268,7 +266,6 @@ func (l *link) advance(mark uint64) {
 	n := 0
 	for ; n < len(l.sent) && l.sent[n].seq <= mark; n++ {
 		m := &l.sent[n]
-		m.cancel()
 		if m.qos > 0 {
 			// Without reason code and properties: success. Source: MQTT 5.0 §3.4.2.1.
 			l.puback = append(l.puback, packets.PUBACK<<4, 2, byte(m.id>>8), byte(m.id))
