@@ -250,11 +250,11 @@ func TestDoctor(t *testing.T) {
 	p := shared(t)
 	p.arrives(t)
 	var r doctorReport
-	require.Eventually(t, func() bool { // other tests work this platform hard
+	require.EventuallyWithT(t, func(c *assert.CollectT) { // other tests work this platform hard
 		var code int
 		r, code = doctor(t, p.doctorEnv())
-		return code == 0
-	}, wait, 10*tick, "a platform that is well")
+		require.Zero(c, code, "a platform that is well: %v", r.failed())
+	}, wait, 10*tick)
 	require.Empty(t, r.failed())
 	areas := map[string]int{}
 	for _, c := range r.Checks {
