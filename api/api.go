@@ -5,7 +5,6 @@ package api
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -19,16 +18,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	jsonx "github.com/go-json-experiment/json"
-)
-
-// Errors that what stands behind the API answers with; they may be wrapped. Whoever returns one has logged its cause.
-var (
-	// ErrOverloaded says that there is no room for more work now: 429 with Retry-After.
-	ErrOverloaded = errors.New("overloaded")
-	// ErrUnavailable says that a dependency is away: 503 with Retry-After.
-	ErrUnavailable = errors.New("unavailable")
-	// ErrNotFound says that there is no such thing: 404.
-	ErrNotFound = errors.New("not found")
 )
 
 // defaultTimeout is how long a request may wait for what stands behind the API.

@@ -14,37 +14,39 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
-// LetterReader reads the dead letters of one service. Errors: [ErrNotFound], [ErrUnavailable]; any other is a bug. Its
+// LetterReader reads the dead letters of one service. Errors: [fault.ErrNotFound], [fault.ErrUnavailable]; any other is a bug. Its
 // methods, like those of the other interfaces here, are called concurrently and must return soon after ctx ends.
 type LetterReader interface {
 	// List returns up to f.Limit letters, the newest first; their payloads may be cut off.
-	List(ctx context.Context, f event.LetterFilter) ([]event.Letter, error)
+	List(ctx context.Context, f deadletter.Filter) ([]deadletter.Letter, error)
 	// Letter returns one letter whole.
-	Letter(ctx context.Context, id uuid.UUID) (event.Letter, error)
+	Letter(ctx context.Context, id uuid.UUID) (deadletter.Letter, error)
 	// Count returns how many letters match.
-	Count(ctx context.Context, f event.LetterFilter) (int64, error)
+	Count(ctx context.Context, f deadletter.Filter) (int64, error)
 }
 
-// LetterMender decides what becomes of one letter. Errors: those of [LetterReader], [*event.NotPendingError], and
-// [*event.RefusedError] when the consumer refuses the letter again.
+// LetterMender decides what becomes of one letter. Errors: those of [LetterReader], [*deadletter.NotPendingError], and
+// [*deadletter.RefusedError] when the consumer refuses the letter again.
 type LetterMender interface {
 	// Replay applies a letter and marks it as replayed, both or neither, and returns it as it is then.
-	Replay(ctx context.Context, id uuid.UUID, edit event.Edit) (event.Letter, error)
-	Discard(ctx context.Context, id uuid.UUID, reason string) (event.Letter, error)
+	Replay(ctx context.Context, id uuid.UUID, edit deadletter.Edit) (deadletter.Letter, error)
+	Discard(ctx context.Context, id uuid.UUID, reason string) (deadletter.Letter, error)
 }
 
 // LetterReplays are the bulk replays of one service, which run in the background. Errors: those of [LetterReader].
 type LetterReplays interface {
 	// StartReplay freezes the set of pending letters that match and begins to replay them, at most rate a second.
-	StartReplay(ctx context.Context, f event.LetterFilter, rate float64) (event.Replay, error)
-	BulkReplay(ctx context.Context, id uuid.UUID) (event.Replay, error)
+	StartReplay(ctx context.Context, f deadletter.Filter, rate float64) (deadletter.Replay, error)
+	BulkReplay(ctx context.Context, id uuid.UUID) (deadletter.Replay, error)
 	// BulkReplays returns the newest ones.
-	BulkReplays(ctx context.Context, limit int) ([]event.Replay, error)
+	BulkReplays(ctx context.Context, limit int) ([]deadletter.Replay, error)
 	// CancelReplay ends one; what has not had its turn stays pending. One that has ended stays as it is.
-	CancelReplay(ctx context.Context, id uuid.UUID) (event.Replay, error)
+	CancelReplay(ctx context.Context, id uuid.UUID) (deadletter.Replay, error)
 }
 
 // DeadLettersConfig configures the dead letters of one service.
@@ -157,8 +159,8 @@ func (l listing) letter(cursor string) (time.Time, uuid.UUID, error) {
 // filterNames are the parameters that select letters.
 var filterNames = []string{"consumer", "error", "event_id", "event_type", "from", "status", "to", "topic"}
 
-func (s *letters) filterOf(query url.Values) (f event.LetterFilter, err error) {
-	if f.Status, err = choiceOf(query, "status", event.LetterPending, event.LetterReplayed, event.LetterDiscarded); err != nil {
+func (s *letters) filterOf(query url.Values) (f deadletter.Filter, err error) {
+	if f.Status, err = choiceOf(query, "status", deadletter.Pending, deadletter.Replayed, deadletter.Discarded); err != nil {
 		return f, err
 	}
 	if f.Consumer, err = choiceOf(query, "consumer", s.cfg.Consumers...); err != nil {
@@ -268,14 +270,14 @@ func (s *letters) discard(w http.ResponseWriter, r *http.Request, _ url.Values) 
 
 // letterProblem is what a request about one letter is answered with when it fails.
 func letterProblem(err error, id uuid.UUID) error {
-	var gone *event.NotPendingError
-	var refused *event.RefusedError
+	var gone *deadletter.NotPendingError
+	var refused *deadletter.RefusedError
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, fault.ErrNotFound):
 		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no dead letter %s here", id))
 	case errors.As(err, &gone):
 		return newProblem(http.StatusConflict, gone.Error())
-	case errors.Is(err, event.ErrNeedsRebuild):
+	case errors.Is(err, deadletter.ErrNeedsRebuild):
 		return newProblem(http.StatusConflict, "the dead letter is still pending: "+firstLine(err))
 	case errors.As(err, &refused):
 		return newProblem(http.StatusUnprocessableEntity, "the dead letter is still pending, it was refused again: "+firstLine(refused.Err))

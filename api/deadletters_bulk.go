@@ -9,10 +9,10 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // bulkBody is the body of a bulk replay. What selects letters can also be given as query parameters, as in a list.
@@ -63,10 +63,10 @@ func (s *letters) startReplay(w http.ResponseWriter, r *http.Request, query url.
 	if err != nil {
 		return err
 	}
-	if filter.Status != "" && filter.Status != event.LetterPending {
+	if filter.Status != "" && filter.Status != deadletter.Pending {
 		return mistake(http.StatusUnprocessableEntity, "status", "must be pending, no other letters can be replayed")
 	}
-	filter.Status = event.LetterPending
+	filter.Status = deadletter.Pending
 	rate := float64(defaultRate)
 	if body.Rate != nil {
 		rate = *body.Rate
@@ -143,8 +143,8 @@ func (s *letters) cancelReplay(w http.ResponseWriter, r *http.Request, _ url.Val
 	return writeReplay(w, &replay, id, err)
 }
 
-func writeReplay(w http.ResponseWriter, replay *event.Replay, id uuid.UUID, err error) error {
-	if errors.Is(err, ErrNotFound) {
+func writeReplay(w http.ResponseWriter, replay *deadletter.Replay, id uuid.UUID, err error) error {
+	if errors.Is(err, fault.ErrNotFound) {
 		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no bulk replay %s here", id))
 	}
 	if err != nil {

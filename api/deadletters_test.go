@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 const dlqPath = "/api/v1/dlq"
@@ -22,20 +22,20 @@ const dlqPath = "/api/v1/dlq"
 // desk keeps dead letters in memory, the newest first.
 type desk struct {
 	mu      sync.Mutex
-	letters []event.Letter
-	filter  event.LetterFilter // of the last request
-	edit    event.Edit
+	letters []deadletter.Letter
+	filter  deadletter.Filter // of the last request
+	edit    deadletter.Edit
 	reason  string
 	rate    float64
-	replays []event.Replay
+	replays []deadletter.Replay
 	fail    error
 }
 
-func (d *desk) List(_ context.Context, f event.LetterFilter) ([]event.Letter, error) {
+func (d *desk) List(_ context.Context, f deadletter.Filter) ([]deadletter.Letter, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.filter = f
-	var found []event.Letter
+	var found []deadletter.Letter
 	for _, l := range d.letters {
 		after := !f.BeforeTime.IsZero() && (l.FailedAt.After(f.BeforeTime) || l.FailedAt.Equal(f.BeforeTime) && l.ID.String() >= f.BeforeID.String())
 		if !after && (f.Status == "" || f.Status == l.Status) && len(found) < f.Limit {
@@ -45,55 +45,57 @@ func (d *desk) List(_ context.Context, f event.LetterFilter) ([]event.Letter, er
 	return found, d.fail
 }
 
-func (d *desk) Letter(_ context.Context, id uuid.UUID) (event.Letter, error) {
+func (d *desk) Letter(_ context.Context, id uuid.UUID) (deadletter.Letter, error) {
 	for _, l := range d.letters {
 		if l.ID == id {
 			return l, d.fail
 		}
 	}
-	return event.Letter{}, ErrNotFound
+	return deadletter.Letter{}, fault.ErrNotFound
 }
 
-func (d *desk) Count(_ context.Context, f event.LetterFilter) (int64, error) {
+func (d *desk) Count(_ context.Context, f deadletter.Filter) (int64, error) {
 	d.filter = f
 	return 7, d.fail
 }
 
-func (d *desk) Replay(ctx context.Context, id uuid.UUID, edit event.Edit) (event.Letter, error) {
+func (d *desk) Replay(ctx context.Context, id uuid.UUID, edit deadletter.Edit) (deadletter.Letter, error) {
 	d.edit = edit
 	l, err := d.Letter(ctx, id)
-	l.Status, l.ReplayedAt, l.EditedBytes = event.LetterReplayed, &now, edit.Payload
+	l.Status, l.ReplayedAt, l.EditedBytes = deadletter.Replayed, &now, edit.Payload
 	return l, err
 }
 
-func (d *desk) Discard(ctx context.Context, id uuid.UUID, reason string) (event.Letter, error) {
+func (d *desk) Discard(ctx context.Context, id uuid.UUID, reason string) (deadletter.Letter, error) {
 	d.reason = reason
 	l, err := d.Letter(ctx, id)
-	l.Status, l.DiscardedAt, l.Reason = event.LetterDiscarded, &now, reason
+	l.Status, l.DiscardedAt, l.Reason = deadletter.Discarded, &now, reason
 	return l, err
 }
 
-func (d *desk) StartReplay(_ context.Context, f event.LetterFilter, rate float64) (event.Replay, error) {
+func (d *desk) StartReplay(_ context.Context, f deadletter.Filter, rate float64) (deadletter.Replay, error) {
 	d.filter, d.rate = f, rate
-	r := event.Replay{ID: uuid.New(), Status: event.ReplayQueued, Filter: f, Rate: rate, Total: 7, CreatedAt: now}
+	r := deadletter.Replay{ID: uuid.New(), Status: deadletter.ReplayQueued, Filter: f, Rate: rate, Total: 7, CreatedAt: now}
 	d.replays = append(d.replays, r)
 	return r, d.fail
 }
 
-func (d *desk) BulkReplay(_ context.Context, id uuid.UUID) (event.Replay, error) {
+func (d *desk) BulkReplay(_ context.Context, id uuid.UUID) (deadletter.Replay, error) {
 	for _, r := range d.replays {
 		if r.ID == id {
 			return r, d.fail
 		}
 	}
-	return event.Replay{}, ErrNotFound
+	return deadletter.Replay{}, fault.ErrNotFound
 }
 
-func (d *desk) BulkReplays(context.Context, int) ([]event.Replay, error) { return d.replays, d.fail }
+func (d *desk) BulkReplays(context.Context, int) ([]deadletter.Replay, error) {
+	return d.replays, d.fail
+}
 
-func (d *desk) CancelReplay(ctx context.Context, id uuid.UUID) (event.Replay, error) {
+func (d *desk) CancelReplay(ctx context.Context, id uuid.UUID) (deadletter.Replay, error) {
 	r, err := d.BulkReplay(ctx, id)
-	r.Status, r.FinishedAt = event.ReplayCancelled, &now
+	r.Status, r.FinishedAt = deadletter.ReplayCancelled, &now
 	return r, err
 }
 
@@ -111,10 +113,10 @@ func fullDesk() *desk {
 	d := &desk{}
 	offset, partition := int64(3), int32(0)
 	for i, payload := range []string{`{"value":1}`, "temperature=21", "\xff\x00", "", strings.Repeat("ü", 512) + "\xc3"} {
-		l := event.Letter{DeadLetter: event.DeadLetter{
+		l := deadletter.Letter{Entry: deadletter.Entry{
 			ID: uuid.UUID{0: byte(9 - i), 15: 1}, Consumer: "ingestion", Payload: []byte(payload), Error: "refused", FailedAt: now.Add(-time.Duration(i/2) * time.Second),
 			Topic: "devices/d/events/sensor.reading", BusTopic: "sensor-events.dlq",
-		}, Status: event.LetterPending, Size: len(payload)}
+		}, Status: deadletter.Pending, Size: len(payload)}
 		if i == 0 {
 			l.EventID, l.EventType, l.Position, l.Offset, l.Partition = uuid.New(), "sensor.reading", 9, &offset, &partition
 			l.Properties, l.Key, l.CorrelationID, l.RetriedAt, l.PublishedAt = map[string]string{"event_id": "x"}, "d", "c", &now, &now
@@ -200,7 +202,7 @@ func TestFiltersOfDeadLetters(t *testing.T) {
 	d := fullDesk()
 	base := deskServer(t, d)
 	id := uuid.New()
-	want := event.LetterFilter{
+	want := deadletter.Filter{
 		Status: "pending", Consumer: "relay", EventID: id, EventType: "sensor.reading", Topic: "devices/d/events/x.y", Error: "100% hot",
 		From: now.Truncate(time.Second), To: now.Truncate(time.Second).Add(time.Hour),
 	}
@@ -212,10 +214,10 @@ func TestFiltersOfDeadLetters(t *testing.T) {
 	require.Equal(t, want, d.filter)
 	require.InDelta(t, 2.5, d.rate, 0)
 	require.Equal(t, 202, post(t, base+dlqPath+"/replay?consumer=relay", `{"error":"hot","status":"pending"}`).status)
-	require.Equal(t, event.LetterFilter{Status: "pending", Consumer: "relay", Error: "hot"}, d.filter)
+	require.Equal(t, deadletter.Filter{Status: "pending", Consumer: "relay", Error: "hot"}, d.filter)
 	require.InDelta(t, 100, d.rate, 0)
 	require.Equal(t, 202, call(t, http.MethodPost, base+dlqPath+"/replay", nil).status, "without a body it is all")
-	require.Equal(t, event.LetterFilter{Status: "pending"}, d.filter)
+	require.Equal(t, deadletter.Filter{Status: "pending"}, d.filter)
 
 	for _, q := range []string{"status=new", "consumer=eventhandler", "event_id=17", "from=now", "event_type=", "color=red", "limit=0", "from=2026-02-08T00:00:00Z&to=2026-02-07T00:00:00Z"} {
 		require.Equal(t, 422, get(t, base+dlqPath+"?"+q).status, q)
@@ -233,7 +235,7 @@ func TestEditsOfAReplay(t *testing.T) {
 	t.Parallel()
 	d := fullDesk()
 	one := deskServer(t, d) + dlqPath + "/" + d.letters[0].ID.String() + "/replay"
-	for body, want := range map[string]event.Edit{
+	for body, want := range map[string]deadletter.Edit{
 		``:                                        {},
 		`{}`:                                      {},
 		`{"payload":{"a": 1.50}}`:                 {Payload: []byte(`{"a": 1.50}`)},
@@ -265,8 +267,8 @@ type failingDesk struct {
 	err error
 }
 
-func (d *failingDesk) Replay(context.Context, uuid.UUID, event.Edit) (event.Letter, error) {
-	return event.Letter{}, d.err
+func (d *failingDesk) Replay(context.Context, uuid.UUID, deadletter.Edit) (deadletter.Letter, error) {
+	return deadletter.Letter{}, d.err
 }
 
 func TestWhatAReplayIsRefusedFor(t *testing.T) {
@@ -277,11 +279,11 @@ func TestWhatAReplayIsRefusedFor(t *testing.T) {
 		status int
 		detail string
 	}{
-		{ErrNotFound, 404, "no dead letter " + id.String()},
-		{ErrUnavailable, 503, "try again"},
-		{&event.NotPendingError{ID: id, Status: "replayed", At: now}, 409, "it was replayed at 2026-02-07T10:00:00Z"},
-		{&event.RefusedError{Err: errors.New("payload.value: is bad\ngoroutine 1")}, 422, "refused again: payload.value: is bad"},
-		{&event.RefusedError{Err: fmt.Errorf("x %w", event.ErrNeedsRebuild)}, 409, "needs a rebuild"},
+		{fault.ErrNotFound, 404, "no dead letter " + id.String()},
+		{fault.ErrUnavailable, 503, "try again"},
+		{&deadletter.NotPendingError{ID: id, Status: "replayed", At: now}, 409, "it was replayed at 2026-02-07T10:00:00Z"},
+		{&deadletter.RefusedError{Err: errors.New("payload.value: is bad\ngoroutine 1")}, 422, "refused again: payload.value: is bad"},
+		{&deadletter.RefusedError{Err: fmt.Errorf("x %w", deadletter.ErrNeedsRebuild)}, 409, "needs a rebuild"},
 		{errors.New("SELECT secret"), 500, "correlation ID"},
 	} {
 		d := &failingDesk{err: c.err}

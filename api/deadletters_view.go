@@ -6,11 +6,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // Encodings of a payload in an answer or a request.
@@ -55,7 +54,7 @@ type letterView struct {
 }
 
 // viewOf shows a letter; one that is not whole is that of a list.
-func viewOf(l *event.Letter, whole bool) letterView {
+func viewOf(l *deadletter.Letter, whole bool) letterView {
 	v := letterView{
 		ID: l.ID, Consumer: l.Consumer, Status: l.Status, EventType: l.EventType, Error: l.Error, FailedAt: l.FailedAt.UTC(),
 		RetryCount: l.RetryCount, RetriedAt: utc(l.RetriedAt), ReplayedAt: utc(l.ReplayedAt), DiscardedAt: utc(l.DiscardedAt), Reason: l.Reason,
@@ -119,7 +118,7 @@ type replayBody struct {
 
 // edit reads what was changed. A string stands for the text that it holds, or with an encoding for what that says; any
 // other JSON value for itself.
-func (b *replayBody) edit() (e event.Edit, err error) {
+func (b *replayBody) edit() (e deadletter.Edit, err error) {
 	if b.Topic != nil {
 		if e.Topic, err = checkText("topic", *b.Topic, maxTopic); err != nil {
 			return e, err
@@ -175,15 +174,15 @@ type replayView struct {
 	FinishedAt *time.Time     `json:"finished_at,omitempty"`
 }
 
-func viewOfReplay(r *event.Replay) replayView {
+func viewOfReplay(r *deadletter.Replay) replayView {
 	return replayView{
 		ID: r.ID, Status: r.Status, Filter: filterView(&r.Filter), Rate: r.Rate, Total: r.Total, Replayed: r.Replayed, Failed: r.Failed,
 		Skipped: r.Skipped, Remaining: r.Left(), LastError: r.LastError, CreatedAt: r.CreatedAt.UTC(), FinishedAt: utc(r.FinishedAt),
 	}
 }
 
-func filterView(f *event.LetterFilter) map[string]any {
-	v := map[string]any{"status": event.LetterPending}
+func filterView(f *deadletter.Filter) map[string]any {
+	v := map[string]any{"status": deadletter.Pending}
 	for name, value := range map[string]string{
 		"consumer": f.Consumer, "event_type": f.EventType, "topic": f.Topic, "error": f.Error,
 	} {

@@ -3,9 +3,8 @@ package api
 import (
 	"net/http"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/danielgtaylor/huma/v2"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 func defineDeadLetters(a *API, consumers []string) {
@@ -30,7 +29,7 @@ func defineDeadLetters(a *API, consumers []string) {
 	least, most := 0.01, float64(maxRate)
 	rate.Minimum, rate.Maximum = &least, &most
 	properties := filterSchemas(consumers)
-	properties["status"] = constant(event.LetterPending, "Others can't be replayed.")
+	properties["status"] = constant(deadletter.Pending, "Others can't be replayed.")
 	properties["rate"] = rate
 	properties["dry_run"] = &huma.Schema{Type: huma.TypeBoolean, Description: "Count only."}
 	a.define("BulkReplayRequest", object("Which letters, and how fast. Without filters it is all that are pending.", nil, properties))
@@ -53,7 +52,7 @@ func letterSchema(consumers []string) *huma.Schema {
 		map[string]*huma.Schema{
 			"dlq_id":           formatted("uuid", ""),
 			"consumer":         choice("Who could not handle it.", consumers...),
-			"status":           choice("", event.LetterPending, event.LetterReplayed, event.LetterDiscarded),
+			"status":           choice("", deadletter.Pending, deadletter.Replayed, deadletter.Discarded),
 			"event_id":         nullable(formatted("uuid", "Null if it could not be read.")),
 			"event_type":       text("Absent if it could not be read."),
 			"error_message":    text("Why, the last time."),
@@ -86,13 +85,13 @@ func letterSchema(consumers []string) *huma.Schema {
 
 func replaySchema(consumers []string) *huma.Schema {
 	properties := filterSchemas(consumers)
-	properties["status"] = constant(event.LetterPending, "")
+	properties["status"] = constant(deadletter.Pending, "")
 	return object("A bulk replay: a set of letters that was frozen when it began, and how far it is.",
 		[]string{"replay_id", "status", "filter", "rate", "total", "replayed", "failed", "skipped", "remaining", "created_at"},
 		map[string]*huma.Schema{
 			"replay_id": formatted("uuid", ""),
-			"status": choice("interrupted: who ran it has gone; it goes on by itself.", event.ReplayQueued, event.ReplayRunning,
-				event.ReplayInterrupted, event.ReplayDone, event.ReplayCancelled),
+			"status": choice("interrupted: who ran it has gone; it goes on by itself.", deadletter.ReplayQueued, deadletter.ReplayRunning,
+				deadletter.ReplayInterrupted, deadletter.ReplayDone, deadletter.ReplayCancelled),
 			"filter":      object("What it was asked for.", nil, properties),
 			"rate":        {Type: huma.TypeNumber, Description: "Most letters a second."},
 			"total":       integer("Letters of the set.", 0),
@@ -176,7 +175,7 @@ func noLetter(more map[int]string) map[int]string {
 func listLettersOperation(consumers []string) *huma.Operation {
 	return letterOperation(http.MethodGet, "", "list-dead-letters", "Dead letters of this service",
 		"Newest first. Filters are joined by and.",
-		append(filterParams(consumers, event.LetterPending, event.LetterReplayed, event.LetterDiscarded), pagingParams()...),
+		append(filterParams(consumers, deadletter.Pending, deadletter.Replayed, deadletter.Discarded), pagingParams()...),
 		answers(http.StatusOK, "One page.", ref("DeadLetterPage"), readProblems(nil)))
 }
 
@@ -216,7 +215,7 @@ func bulkReplayOperation(consumers []string) *huma.Operation {
 	}
 	op := letterOperation(http.MethodPost, "/replay", "replay-dead-letters", "Replay all dead letters that match",
 		"The set is frozen now; a letter that waits in another bulk replay is left to that. Letters go one by one, in the order of their sources. One that is refused again stays pending and stops no other.",
-		filterParams(consumers, event.LetterPending), responses)
+		filterParams(consumers, deadletter.Pending), responses)
 	op.RequestBody = optionalBody("BulkReplayRequest", "Filters can be here or in the query.")
 	return op
 }

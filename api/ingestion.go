@@ -18,8 +18,8 @@ import (
 // Ingester makes events durable.
 type Ingester interface {
 	// Ingest stores all events, in their order, and returns when all are durable. On an error it is not known which of
-	// them are. It must return soon after ctx ends, and with [ErrUnavailable] after a time of its own. The events are its
-	// own from then on. Errors: [ErrOverloaded], [ErrUnavailable], [*event.Error]; any other is a bug. Ingest is called
+	// them are. It must return soon after ctx ends, and with [fault.ErrUnavailable] after a time of its own. The events are its
+	// own from then on. Errors: [fault.ErrOverloaded], [fault.ErrUnavailable], [*event.Error]; any other is a bug. Ingest is called
 	// concurrently.
 	Ingest(ctx context.Context, events []event.Envelope) error
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 const (
@@ -284,8 +285,8 @@ func TestIngestErrors(t *testing.T) {
 		status int
 		retry  bool
 	}{
-		"overloaded":  {fmt.Errorf("queue: %w", ErrOverloaded), 429, true},
-		"unavailable": {fmt.Errorf("insert: %w", ErrUnavailable), 503, true},
+		"overloaded":  {fmt.Errorf("queue: %w", fault.ErrOverloaded), 429, true},
+		"unavailable": {fmt.Errorf("insert: %w", fault.ErrUnavailable), 503, true},
 		"event error": {&event.Error{Kind: event.Invalid, Field: "payload", Rule: "cannot be stored"}, 422, false},
 		"bug":         {errors.New("secret: password=hunter2"), 500, false},
 	} {

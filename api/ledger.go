@@ -9,19 +9,19 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/ledger"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // Accounts say where events are. Its methods are called concurrently and must return soon after ctx ends. Errors:
-// [ErrNotFound], [ErrUnavailable]; any other is a bug.
+// [fault.ErrNotFound], [fault.ErrUnavailable]; any other is a bug.
 type Accounts interface {
 	// Ledger counts all events by where they are. It may be a little old.
-	Ledger(ctx context.Context) (event.Ledger, error)
-	// Journey returns where one event has been, or ErrNotFound.
-	Journey(ctx context.Context, id uuid.UUID) (event.Journey, error)
+	Ledger(ctx context.Context) (ledger.Ledger, error)
+	// Journey returns where one event has been, or fault.ErrNotFound.
+	Journey(ctx context.Context, id uuid.UUID) (ledger.Journey, error)
 }
 
 // LedgerConfig configures [MountLedger].
@@ -63,7 +63,7 @@ func (s *accounts) getJourney(w http.ResponseWriter, r *http.Request, _ url.Valu
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
 	defer cancel()
 	j, err := s.cfg.Accounts.Journey(ctx, id)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, fault.ErrNotFound) {
 		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no event %s, and no dead letter of one", id))
 	}
 	if err != nil {
@@ -74,7 +74,7 @@ func (s *accounts) getJourney(w http.ResponseWriter, r *http.Request, _ url.Valu
 
 // away says of a dependency that does not answer only that: nothing was sent that could have been stored.
 func away(err error) error {
-	if errors.Is(err, ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, fault.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		p := newProblem(http.StatusServiceUnavailable, "a database cannot be reached now, try again later")
 		p.retryAfter = 2
 		return p
@@ -178,10 +178,10 @@ func journeySchema() *huma.Schema {
 	}
 	least := 0.0
 	step := object("One stage.", []string{"stage", "status"}, map[string]*huma.Schema{
-		"stage":    status("", event.StageReceived, event.StageStored, event.StagePublished, event.StageApplied),
+		"stage":    status("", ledger.StageReceived, ledger.StageStored, ledger.StagePublished, ledger.StageApplied),
 		"consumer": text("Who applies."),
 		"status": status("skipped: there is nothing to do. unknown: what would tell is away.",
-			event.StepDone, event.StepWaiting, event.StepDeadLettered, event.StepUnknown, event.StepSkipped),
+			ledger.StepDone, ledger.StepWaiting, ledger.StepDeadLettered, ledger.StepUnknown, ledger.StepSkipped),
 		"at":        formatted("date-time", "When, in UTC."),
 		"at_latest": {Type: huma.TypeBoolean, Description: "It was at this time or before: later events of the aggregate were applied since."},
 		"position":  integer("In the log.", 1),
@@ -200,7 +200,7 @@ func journeySchema() *huma.Schema {
 		"aggregate_id":   text("Absent likewise."),
 		"correlation_id": text("Of the request or message that brought it."),
 		"source":         text("The door it came through: http, mqtt."),
-		"status":         status("Of the whole.", event.StepDone, event.StepWaiting, event.StepDeadLettered, event.StepUnknown),
+		"status":         status("Of the whole.", ledger.StepDone, ledger.StepWaiting, ledger.StepDeadLettered, ledger.StepUnknown),
 		"waiting_at":     text("Where it waits: outbox, relay or the name of a consumer."),
 		"stages":         {Type: huma.TypeArray, Items: step, Description: "In the order of the flow; not those behind the one where it waits or ended."},
 		"dead_letters":   {Type: huma.TypeArray, Items: letter},

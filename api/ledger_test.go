@@ -11,20 +11,22 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/ledger"
 )
 
 // fixedAccounts answers with what it holds.
 type fixedAccounts struct {
-	ledger  event.Ledger
-	journey event.Journey
+	ledger  ledger.Ledger
+	journey ledger.Journey
 	err     error
 }
 
-func (f fixedAccounts) Ledger(context.Context) (event.Ledger, error) { return f.ledger, f.err }
+func (f fixedAccounts) Ledger(context.Context) (ledger.Ledger, error) { return f.ledger, f.err }
 
-func (f fixedAccounts) Journey(_ context.Context, id uuid.UUID) (event.Journey, error) {
+func (f fixedAccounts) Journey(_ context.Context, id uuid.UUID) (ledger.Journey, error) {
 	if f.err == nil && id != f.journey.EventID {
-		return event.Journey{}, ErrNotFound
+		return ledger.Journey{}, fault.ErrNotFound
 	}
 	return f.journey, f.err
 }
@@ -41,26 +43,26 @@ func accountsServer(t *testing.T, f fixedAccounts) string {
 func full() fixedAccounts {
 	partition, offset, at := int32(0), int64(0), now
 	return fixedAccounts{
-		ledger: event.Ledger{
+		ledger: ledger.Ledger{
 			At: now, Accepted: 5, Duplicates: 1, Sequenced: 3, Published: 2,
 			Applied:      map[string]int64{"eventhandler": 3},
-			DeadLettered: map[string]event.DeadLetterCounts{"ingestion": {Pending: 1}, "eventhandler": {}},
+			DeadLettered: map[string]ledger.DeadLetterCounts{"ingestion": {Pending: 1}, "eventhandler": {}},
 			Pending:      map[string]int64{"outbox": 1, "relay": 1, "eventhandler": -1},
-			Lag:          map[string]event.Lag{"relay": {Events: 2, Seconds: 0.5}},
-			Missing:      []event.Missing{{Stage: "eventhandler", Events: -1, Detail: "twice"}},
-			Topics:       []event.TopicCounts{{Topic: event.TopicSensor, Sequenced: 3, Published: 2}},
-			Consumers:    []event.ConsumerCounts{{Consumer: "eventhandler", Topics: []string{event.TopicSensor}, Pending: -1, Complete: true}},
+			Lag:          map[string]ledger.Lag{"relay": {Events: 2, Seconds: 0.5}},
+			Missing:      []ledger.Missing{{Stage: "eventhandler", Events: -1, Detail: "twice"}},
+			Topics:       []ledger.TopicCounts{{Topic: event.TopicSensor, Sequenced: 3, Published: 2}},
+			Consumers:    []ledger.ConsumerCounts{{Consumer: "eventhandler", Topics: []string{event.TopicSensor}, Pending: -1, Complete: true}},
 		},
-		journey: event.Journey{
+		journey: ledger.Journey{
 			EventID: uuid.Must(uuid.NewV7()), EventType: "sensor.reading", AggregateID: "d", CorrelationID: "c", Source: "mqtt",
-			Status: event.StepWaiting, WaitingAt: "eventhandler",
-			Steps: []event.Step{
-				{Stage: event.StageReceived, Status: event.StepDone, At: &at},
-				{Stage: event.StageStored, Status: event.StepDone, At: &at, Position: 7},
-				{Stage: event.StagePublished, Status: event.StepUnknown, Topic: event.TopicSensor, Partition: &partition, Offset: &offset, Detail: "x"},
-				{Stage: event.StageApplied, Consumer: "eventhandler", Status: event.StepDone, At: &at, AtLatest: true},
+			Status: ledger.StepWaiting, WaitingAt: "eventhandler",
+			Steps: []ledger.Step{
+				{Stage: ledger.StageReceived, Status: ledger.StepDone, At: &at},
+				{Stage: ledger.StageStored, Status: ledger.StepDone, At: &at, Position: 7},
+				{Stage: ledger.StagePublished, Status: ledger.StepUnknown, Topic: event.TopicSensor, Partition: &partition, Offset: &offset, Detail: "x"},
+				{Stage: ledger.StageApplied, Consumer: "eventhandler", Status: ledger.StepDone, At: &at, AtLatest: true},
 			},
-			DeadLetters: []event.JourneyLetter{{ID: uuid.New(), Consumer: "relay", Status: "replayed", FailedAt: now, Error: "x"}},
+			DeadLetters: []ledger.JourneyLetter{{ID: uuid.New(), Consumer: "relay", Status: "replayed", FailedAt: now, Error: "x"}},
 		},
 	}
 }
@@ -75,7 +77,7 @@ func TestLedgerAndJourneyKeepTheirSchemas(t *testing.T) {
 	res := get(t, base+"/api/v1/ledger")
 	require.Equal(t, 200, res.status)
 	require.NoError(t, conforms(t, schemaOf(t, doc, "/components/schemas/Ledger"), res.body), "%s", res.body)
-	var l event.Ledger
+	var l ledger.Ledger
 	res.json(t, &l)
 	require.Equal(t, known.ledger, l)
 
@@ -85,9 +87,9 @@ func TestLedgerAndJourneyKeepTheirSchemas(t *testing.T) {
 	require.NoError(t, conforms(t, journey, res.body), "%s", res.body)
 	require.Contains(t, string(res.body), `"partition":0,"offset":0`, "the first record of the first partition is a place")
 
-	letter := fixedAccounts{journey: event.Journey{
-		EventID: known.journey.EventID, Status: event.StepDeadLettered, DeadLetters: []event.JourneyLetter{},
-		Steps: []event.Step{{Stage: event.StageReceived, Status: event.StepDeadLettered}},
+	letter := fixedAccounts{journey: ledger.Journey{
+		EventID: known.journey.EventID, Status: ledger.StepDeadLettered, DeadLetters: []ledger.JourneyLetter{},
+		Steps: []ledger.Step{{Stage: ledger.StageReceived, Status: ledger.StepDeadLettered}},
 	}}
 	res = get(t, accountsServer(t, letter)+"/api/v1/events/"+known.journey.EventID.String()+"/journey")
 	require.NoError(t, conforms(t, journey, res.body), "%s", res.body)
@@ -107,7 +109,7 @@ func TestLedgerAndJourneyProblems(t *testing.T) {
 		require.Equal(t, want, get(t, base+path).status, path)
 	}
 	for name, err := range map[string]error{
-		"away":    fmt.Errorf("%w: refused", ErrUnavailable),
+		"away":    fmt.Errorf("%w: refused", fault.ErrUnavailable),
 		"in time": context.DeadlineExceeded,
 	} {
 		away := accountsServer(t, fixedAccounts{err: err})

@@ -19,6 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // now is what the clock of the tests says.
@@ -28,7 +30,7 @@ var now = time.Date(2026, 2, 7, 10, 0, 0, 123456000, time.UTC)
 type memory struct {
 	mu          sync.Mutex
 	events      []event.Envelope // in the order of their positions
-	projections []event.Projection
+	projections []store.Projection
 	fail        func(ctx context.Context) error // answers in place of everything, if set
 }
 
@@ -58,29 +60,29 @@ func (m *memory) stored() []event.Envelope {
 	return slices.Clone(m.events)
 }
 
-func (m *memory) Projection(ctx context.Context, kind, id string) (event.Projection, error) {
+func (m *memory) Projection(ctx context.Context, kind, id string) (store.Projection, error) {
 	if err := m.failing(ctx); err != nil {
-		return event.Projection{}, err
+		return store.Projection{}, err
 	}
 	for _, p := range m.projections {
 		if p.Type == kind && p.AggregateID == id {
 			return p, nil
 		}
 	}
-	return event.Projection{}, ErrNotFound
+	return store.Projection{}, fault.ErrNotFound
 }
 
-func (m *memory) Projections(ctx context.Context, kind, after string, limit int) ([]event.Projection, error) {
+func (m *memory) Projections(ctx context.Context, kind, after string, limit int) ([]store.Projection, error) {
 	if err := m.failing(ctx); err != nil {
 		return nil, err
 	}
-	var found []event.Projection
+	var found []store.Projection
 	for _, p := range m.projections {
 		if p.Type == kind && p.AggregateID > after {
 			found = append(found, p)
 		}
 	}
-	slices.SortFunc(found, func(a, b event.Projection) int { return cmp.Compare(a.AggregateID, b.AggregateID) })
+	slices.SortFunc(found, func(a, b store.Projection) int { return cmp.Compare(a.AggregateID, b.AggregateID) })
 	return found[:min(limit, len(found))], nil
 }
 
@@ -93,10 +95,10 @@ func (m *memory) Event(ctx context.Context, id uuid.UUID) (event.Envelope, error
 			return e, nil
 		}
 	}
-	return event.Envelope{}, ErrNotFound
+	return event.Envelope{}, fault.ErrNotFound
 }
 
-func (m *memory) Events(ctx context.Context, f event.Filter) ([]event.Envelope, error) {
+func (m *memory) Events(ctx context.Context, f store.EventFilter) ([]event.Envelope, error) {
 	if err := m.failing(ctx); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // jsonOut encodes whatever is stored or was sent: an answer must not fail on what the platform has once accepted.
@@ -73,11 +74,11 @@ func problemOf(err error) *Problem {
 		return own
 	case errors.As(err, &broken):
 		return eventProblem(broken)
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, fault.ErrNotFound):
 		return newProblem(http.StatusNotFound, "there is no such thing here")
-	case errors.Is(err, ErrOverloaded):
+	case errors.Is(err, fault.ErrOverloaded):
 		return overloaded("more is coming in than can be stored, try again later")
-	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, fault.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		// Canceled: the client has gone, or the process is stopping.
 		p := newProblem(http.StatusServiceUnavailable, "storage cannot be reached now, try again later; what was sent may have been stored")
 		p.retryAfter = 2

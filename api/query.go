@@ -14,21 +14,23 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // Reader reads what the platform has stored and computed. Its methods are called concurrently and must return soon
-// after ctx ends. Errors: [ErrNotFound], [ErrUnavailable]; any other is a bug.
+// after ctx ends. Errors: [fault.ErrNotFound], [fault.ErrUnavailable]; any other is a bug.
 type Reader interface {
-	// Projection returns one projection, or ErrNotFound.
-	Projection(ctx context.Context, projectionType, aggregateID string) (event.Projection, error)
+	// Projection returns one projection, or fault.ErrNotFound.
+	Projection(ctx context.Context, projectionType, aggregateID string) (store.Projection, error)
 	// Projections returns up to limit projections of a type whose aggregate ID is greater than afterAggregateID, in the
 	// order of the aggregate IDs' bytes; an empty afterAggregateID starts at the first. A type that nobody has written
 	// has none.
-	Projections(ctx context.Context, projectionType, afterAggregateID string, limit int) ([]event.Projection, error)
-	// Event returns one event, or ErrNotFound.
+	Projections(ctx context.Context, projectionType, afterAggregateID string, limit int) ([]store.Projection, error)
+	// Event returns one event, or fault.ErrNotFound.
 	Event(ctx context.Context, id uuid.UUID) (event.Envelope, error)
 	// Events returns up to f.Limit events, newest position first, each with its position in Metadata.Position.
-	Events(ctx context.Context, f event.Filter) ([]event.Envelope, error)
+	Events(ctx context.Context, f store.EventFilter) ([]event.Envelope, error)
 }
 
 // QueryConfig configures the query API.
@@ -81,7 +83,7 @@ func (s *reads) getProjection(w http.ResponseWriter, r *http.Request, _ url.Valu
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
 	defer cancel()
 	p, err := s.cfg.Reader.Projection(ctx, kind, id)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, fault.ErrNotFound) {
 		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no %s of %s", kind, id))
 	}
 	if err != nil {
@@ -112,7 +114,7 @@ func (s *reads) listProjections(w http.ResponseWriter, r *http.Request, query ur
 	if err != nil {
 		return err
 	}
-	return writePage(w, s.cfg.Log, items, limit, func(last *event.Projection) string {
+	return writePage(w, s.cfg.Log, items, limit, func(last *store.Projection) string {
 		return list.cursor([]byte(last.AggregateID))
 	})
 }
@@ -125,7 +127,7 @@ func (s *reads) getEvent(w http.ResponseWriter, r *http.Request, _ url.Values) e
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
 	defer cancel()
 	e, err := s.cfg.Reader.Event(ctx, id)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, fault.ErrNotFound) {
 		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no event %s", id))
 	}
 	if err != nil {
@@ -152,7 +154,7 @@ func (s *reads) listEvents(w http.ResponseWriter, r *http.Request, query url.Val
 	})
 }
 
-func filterOf(query url.Values) (f event.Filter, list listing, err error) {
+func filterOf(query url.Values) (f store.EventFilter, list listing, err error) {
 	if f.AggregateID, err = textOf(query, "aggregate_id", maxAggregateID); err != nil {
 		return f, list, err
 	}

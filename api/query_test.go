@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // filled holds 45 events of three devices, one a minute, and a projection for each of some odd aggregate IDs.
@@ -31,7 +33,7 @@ func filled() *memory {
 		})
 	}
 	for _, id := range oddIDs {
-		m.projections = append(m.projections, event.Projection{
+		m.projections = append(m.projections, store.Projection{
 			ID: uuid.New(), Type: "sensor_state", AggregateID: id, State: jsontext.Value(`{"value":1}`),
 			LastEventID: uuid.New(), LastEventTimestamp: now, Position: 3, UpdatedAt: now,
 		})
@@ -144,11 +146,11 @@ func TestProjections(t *testing.T) {
 	for _, p := range m.projections {
 		res := get(t, base+"sensor_state/"+url.PathEscape(p.AggregateID))
 		require.Equal(t, 200, res.status, "%q: %s", p.AggregateID, res.body)
-		var got event.Projection
+		var got store.Projection
 		res.json(t, &got)
 		require.Equal(t, p, got)
 	}
-	all, pages := walk[event.Projection](t, base+"sensor_state", 3)
+	all, pages := walk[store.Projection](t, base+"sensor_state", 3)
 	require.Len(t, all, len(oddIDs))
 	require.Equal(t, 4, pages)
 	for i := 1; i < len(all); i++ {
@@ -228,7 +230,7 @@ func TestReadErrors(t *testing.T) {
 		fail   func(context.Context) error
 		status int
 	}{
-		"unavailable": {func(context.Context) error { return fmt.Errorf("select: %w", ErrUnavailable) }, 503},
+		"unavailable": {func(context.Context) error { return fmt.Errorf("select: %w", fault.ErrUnavailable) }, 503},
 		"hanging":     {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, 503},
 		"bug":         {func(context.Context) error { return errors.New("hunter2") }, 500},
 	} {

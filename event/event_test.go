@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 var (
@@ -345,13 +346,13 @@ func TestUnmarshal(t *testing.T) {
 func TestPermanent(t *testing.T) {
 	t.Parallel()
 	plain := errors.New("away")
-	require.NoError(t, event.Permanent(nil))
-	require.False(t, event.IsPermanent(nil))
-	require.False(t, event.IsPermanent(plain))
-	require.True(t, event.IsPermanent(fmt.Errorf("apply: %w", event.Permanent(plain))))
-	require.ErrorIs(t, event.Permanent(plain), plain)
-	require.Equal(t, "away", event.Permanent(plain).Error())
+	require.NoError(t, fault.Permanent(nil))
+	require.False(t, fault.IsPermanent(nil))
+	require.False(t, fault.IsPermanent(plain))
+	require.True(t, fault.IsPermanent(fmt.Errorf("apply: %w", fault.Permanent(plain))))
+	require.ErrorIs(t, fault.Permanent(plain), plain)
+	require.Equal(t, "away", fault.Permanent(plain).Error())
 	_, err := event.Parse(nil, origin())
-	require.True(t, event.IsPermanent(err))
+	require.True(t, fault.IsPermanent(err))
 	require.Equal(t, "payload.a: must", (&event.Error{Field: "payload.a", Rule: "must"}).Error())
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // cleanError tells what is wrong with the form of an error that is shown to senders.
@@ -28,7 +29,7 @@ func cleanError(err error) error {
 		return fmt.Errorf("is no *event.Error: %T", err)
 	case broken.Rule == "":
 		return errors.New("has no rule")
-	case !event.IsPermanent(err):
+	case !fault.IsPermanent(err):
 		return errors.New("is not permanent")
 	case !utf8.ValidString(s):
 		return fmt.Errorf("is not UTF-8: %q", s)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/pubsub/window"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // laneSource hands out one message again and again, as the subscribers of the hot path do.
@@ -51,8 +52,8 @@ func (s *laneSource) Close() error { return nil }
 // nowhere is a projection store that keeps nothing.
 type nowhere struct{}
 
-func (nowhere) Update(_ context.Context, _ []event.ProjectionKey, fold func(map[event.ProjectionKey]*event.Projection) error) error {
-	return fold(map[event.ProjectionKey]*event.Projection{})
+func (nowhere) Update(_ context.Context, _ []store.ProjectionKey, fold func(map[store.ProjectionKey]*store.Projection) error) error {
+	return fold(map[store.ProjectionKey]*store.Projection{})
 }
 
 // BenchmarkEventhandler is what one event costs on its way through lane, router, middleware, decoding and batcher,

@@ -12,7 +12,9 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/google/uuid"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -50,7 +52,7 @@ func (p *poison) Publish(_ string, msgs ...*message.Message) error {
 	return nil
 }
 
-func (p *poison) add(l event.DeadLetter) error {
+func (p *poison) add(l deadletter.Entry) error {
 	backoff := 50 * time.Millisecond
 	warned := false
 	for {
@@ -81,8 +83,8 @@ func (p *poison) Close() error {
 	return nil
 }
 
-func (p *poison) letter(msg *message.Message) event.DeadLetter {
-	l := event.DeadLetter{
+func (p *poison) letter(msg *message.Message) deadletter.Entry {
+	l := deadletter.Entry{
 		Consumer:      p.consumer,
 		Payload:       msg.Payload,
 		Error:         msg.Metadata.Get(middleware.ReasonForPoisonedKey),
@@ -146,7 +148,7 @@ func properties(msg *message.Message) map[string]string {
 
 // Mailbox is where dead letters wait to be published. It may be used concurrently.
 type Mailbox interface {
-	Unpublished(ctx context.Context, consumers []string, limit int) ([]event.DeadLetter, error)
+	Unpublished(ctx context.Context, consumers []string, limit int) ([]deadletter.Entry, error)
 	MarkPublished(ctx context.Context, ids []uuid.UUID, at time.Time) error
 }
 
@@ -213,7 +215,7 @@ func (p *Postman) deliver(ctx context.Context) (int, error) {
 	var failed error
 	for _, l := range letters {
 		err := p.Publisher.Publish(l.BusTopic, envelope(l))
-		if err != nil && !event.IsPermanent(err) {
+		if err != nil && !fault.IsPermanent(err) {
 			failed = fmt.Errorf("publish dead letter %s: %w", l.ID, err)
 			break
 		}
@@ -229,7 +231,7 @@ func (p *Postman) deliver(ctx context.Context) (int, error) {
 }
 
 // collect and mark have a deadline each: publishing, in between, takes as long as the bus does.
-func (p *Postman) collect(ctx context.Context) ([]event.DeadLetter, error) {
+func (p *Postman) collect(ctx context.Context) ([]deadletter.Entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, mailboxTimeout)
 	defer cancel()
 	return p.Mailbox.Unpublished(ctx, p.Consumers, 100)
@@ -245,7 +247,7 @@ func (p *Postman) mark(ctx context.Context, ids []uuid.UUID) error {
 }
 
 // envelope is a dead letter as a record: the bytes as they came, and in headers what went wrong and where.
-func envelope(l event.DeadLetter) *message.Message {
+func envelope(l deadletter.Entry) *message.Message {
 	m := message.NewMessage(l.ID.String(), l.Payload)
 	if l.EventID != uuid.Nil {
 		m.UUID = l.EventID.String()

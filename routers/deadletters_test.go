@@ -12,7 +12,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/store"
 )
 
@@ -35,7 +36,7 @@ func (b *postBus) Publish(_ string, msgs ...*message.Message) error {
 		case b.away, b.broken != "" && strings.Contains(payload, b.broken):
 			return errors.New("no broker answers")
 		case b.refuse != "" && strings.Contains(payload, b.refuse):
-			return event.Permanent(errors.New("message too large"))
+			return fault.Permanent(errors.New("message too large"))
 		default:
 			b.sent = append(b.sent, payload)
 		}
@@ -74,7 +75,7 @@ func work(t *testing.T, p *Postman) {
 
 func addLetter(t *testing.T, box *store.DeadLetters, payload string, age time.Duration) {
 	t.Helper()
-	require.NoError(t, box.Add(t.Context(), event.DeadLetter{
+	require.NoError(t, box.Add(t.Context(), deadletter.Entry{
 		Consumer: Eventhandler, Payload: []byte(payload), FailedAt: t0.Add(-age), Topic: "x", BusTopic: "x.dlq",
 	}))
 }

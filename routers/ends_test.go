@@ -11,7 +11,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -149,7 +151,7 @@ func TestRelayPublishesOnTheTopicOfTheType(t *testing.T) {
 func TestRelaySetsAsideWhatTheBusRefuses(t *testing.T) {
 	t.Parallel()
 	kept, src, box := &memory{published: map[string][]string{}}, newSource(), &letterBox{}
-	kept.refuse = event.Permanent(errors.New("message too large"))
+	kept.refuse = fault.Permanent(errors.New("message too large"))
 	r, err := NewRelay(RelayConfig{Stack: stack(), Subscriber: src, Publisher: kept, Letters: box, Now: func() time.Time { return t0 }})
 	require.NoError(t, err)
 	start(t, r)
@@ -160,7 +162,7 @@ func TestRelaySetsAsideWhatTheBusRefuses(t *testing.T) {
 	require.Eventually(t, func() bool { return src.hasAcked(7) }, soon, tick)
 	require.Len(t, box.all(), 1)
 	offset := int64(7)
-	require.Equal(t, event.DeadLetter{
+	require.Equal(t, deadletter.Entry{
 		Consumer: Relay, EventID: e.ID, Payload: marshal(t, e), Error: "message too large", FailedAt: t0, Topic: "outbox",
 		Offset: &offset, Key: "device-7", CorrelationID: "c-7", BusTopic: "sensor-events.dlq",
 		EventType: "sensor.reading", Position: 7,

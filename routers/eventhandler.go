@@ -15,7 +15,9 @@ import (
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/handlers/sensor"
 	"github.com/cornjacket/platform-services/handlers/user"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // Projections returns the projections of the platform.
@@ -36,9 +38,9 @@ func topicsOf(projections []handlers.Projection) []string {
 }
 
 // ProjectionStore gives fold the rows of keys, to change and add to, and writes those whose position has grown, in one
-// transaction. It calls fold again if the rows turn out to have been others. It returns fold's error as it is, and marks with [event.Permanent] what no retry mends.
+// transaction. It calls fold again if the rows turn out to have been others. It returns fold's error as it is, and marks with [fault.Permanent] what no retry mends.
 type ProjectionStore interface {
-	Update(ctx context.Context, keys []event.ProjectionKey, fold func(map[event.ProjectionKey]*event.Projection) error) error
+	Update(ctx context.Context, keys []store.ProjectionKey, fold func(map[store.ProjectionKey]*store.Projection) error) error
 }
 
 // EventhandlerConfig configures the router from the bus to the projections.
@@ -124,7 +126,7 @@ func (a *application) read(projections []handlers.Projection) error {
 		return fmt.Errorf("read event: %w", err)
 	}
 	if e.Metadata.Position <= 0 {
-		return event.Permanent(errors.New("metadata.position: is missing, the event did not come through the log"))
+		return fault.Permanent(errors.New("metadata.position: is missing, the event did not come through the log"))
 	}
 	a.event = e
 	a.choose(projections)
@@ -143,17 +145,17 @@ func (a *application) choose(projections []handlers.Projection) {
 // apply folds a batch into its projections, in order, in one transaction, and returns how many rows it is about. Rows
 // remember the position of the newest event applied, so that an event that comes again has no second effect.
 func apply(ctx context.Context, s ProjectionStore, batch []*application) (rows int, err error) {
-	distinct := make(map[event.ProjectionKey]struct{}, len(batch))
+	distinct := make(map[store.ProjectionKey]struct{}, len(batch))
 	for _, a := range batch {
 		for _, p := range a.projections {
-			distinct[event.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID}] = struct{}{}
+			distinct[store.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID}] = struct{}{}
 		}
 	}
 	if len(distinct) == 0 {
 		return 0, nil
 	}
 	keys := slices.Collect(maps.Keys(distinct))
-	return len(keys), s.Update(ctx, keys, func(rows map[event.ProjectionKey]*event.Projection) error {
+	return len(keys), s.Update(ctx, keys, func(rows map[store.ProjectionKey]*store.Projection) error {
 		for _, a := range batch {
 			for _, p := range a.projections {
 				if err := reduce(rows, p, &a.event); err != nil {
@@ -165,8 +167,8 @@ func apply(ctx context.Context, s ProjectionStore, batch []*application) (rows i
 	})
 }
 
-func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projection, e *event.Envelope) error {
-	row := rows[event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}]
+func reduce(rows map[store.ProjectionKey]*store.Projection, p handlers.Projection, e *event.Envelope) error {
+	row := rows[store.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}]
 	if row != nil && e.Metadata.Position <= row.Position {
 		return nil
 	}
@@ -174,18 +176,18 @@ func reduce(rows map[event.ProjectionKey]*event.Projection, p handlers.Projectio
 }
 
 // count puts an event into the row of its aggregate, nil if there is none yet, which is then at position.
-func count(rows map[event.ProjectionKey]*event.Projection, row *event.Projection, p handlers.Projection, e *event.Envelope, position int64) error {
+func count(rows map[store.ProjectionKey]*store.Projection, row *store.Projection, p handlers.Projection, e *event.Envelope, position int64) error {
 	var current handlers.State
 	if row != nil {
 		current = handlers.State{Value: row.State, EventID: row.LastEventID, EventTime: row.LastEventTimestamp}
 	}
 	next, err := p.Reduce(current, e)
 	if err != nil {
-		return event.Permanent(fmt.Errorf("apply event %s to %s: %w", e.ID, p.Type, err))
+		return fault.Permanent(fmt.Errorf("apply event %s to %s: %w", e.ID, p.Type, err))
 	}
 	if row == nil {
-		row = &event.Projection{Type: p.Type, AggregateID: e.AggregateID}
-		rows[event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}] = row
+		row = &store.Projection{Type: p.Type, AggregateID: e.AggregateID}
+		rows[store.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}] = row
 	}
 	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, position
 	row.EventCount++

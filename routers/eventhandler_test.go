@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/internal/devstack"
@@ -100,15 +101,15 @@ func eventhandler(t *testing.T, pool *pgxpool.Pool, brokers, group string, proje
 }
 
 // projected returns how to read a projection, and whether there is one.
-func projected(t *testing.T, pool *pgxpool.Pool, projectionType, aggregate string) func() (event.Projection, bool) {
+func projected(t *testing.T, pool *pgxpool.Pool, projectionType, aggregate string) func() (store.Projection, bool) {
 	r := store.NewReader(pool, pool)
-	return func() (event.Projection, bool) {
+	return func() (store.Projection, bool) {
 		p, err := r.Projection(t.Context(), projectionType, aggregate)
 		return p, err == nil
 	}
 }
 
-func letters(t *testing.T, pool *pgxpool.Pool) []event.DeadLetter {
+func letters(t *testing.T, pool *pgxpool.Pool) []deadletter.Entry {
 	t.Helper()
 	list, err := store.NewDeadLetters(pool).Unpublished(t.Context(), []string{Eventhandler}, 100)
 	require.NoError(t, err)
@@ -204,7 +205,7 @@ func TestAPoisonEventIsADeadLetterAloneAndReachesTheBus(t *testing.T) {
 			return ok && string(p.State) == "10"
 		}, soon, 20*time.Millisecond, "device-%d", i)
 	}
-	var list []event.DeadLetter
+	var list []deadletter.Entry
 	require.Eventually(t, func() bool {
 		list = letters(t, pool)
 		return len(list) == 3
@@ -255,7 +256,7 @@ func TestAPoisonEventIsADeadLetterAloneAndReachesTheBus(t *testing.T) {
 	require.Eventually(t, func() bool { return len(letters(t, pool)) == 0 }, soon, 20*time.Millisecond)
 }
 
-func withReason(t *testing.T, list []event.DeadLetter, reason string) event.DeadLetter {
+func withReason(t *testing.T, list []deadletter.Entry, reason string) deadletter.Entry {
 	t.Helper()
 	for _, l := range list {
 		if strings.Contains(l.Error, reason) {
@@ -263,7 +264,7 @@ func withReason(t *testing.T, list []event.DeadLetter, reason string) event.Dead
 		}
 	}
 	require.Fail(t, "no dead letter says "+reason)
-	return event.DeadLetter{}
+	return deadletter.Entry{}
 }
 
 // consume reads n records of a topic, by the ID of their dead letter.

@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"testing"
 
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/store"
 	"github.com/stretchr/testify/require"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // FuzzProject takes records from the bus into projections, as the event handler does: what can be read never makes a
@@ -29,15 +29,15 @@ func FuzzProject(f *testing.F) {
 	f.Fuzz(func(t *testing.T, record []byte) {
 		a := &application{record: record}
 		if err := a.read(Projections()); err != nil {
-			require.True(t, event.IsPermanent(err), "%v", err)
+			require.True(t, fault.IsPermanent(err), "%v", err)
 			return
 		}
 		require.Positive(t, a.event.Metadata.Position)
-		rows := make(map[event.ProjectionKey]*event.Projection)
+		rows := make(map[store.ProjectionKey]*store.Projection)
 		for range 2 { // the second time has no effect
 			for _, p := range a.projections {
 				if err := reduce(rows, p, &a.event); err != nil {
-					require.True(t, event.IsPermanent(err), "%v", err)
+					require.True(t, fault.IsPermanent(err), "%v", err)
 				}
 			}
 		}

@@ -12,7 +12,7 @@ import (
 )
 
 // EventStore makes one event durable. StoreFunc returns once it is, as long as that takes, or with the error of parse, which
-// is called once, maybe in another goroutine, or with one marked with [event.Permanent] if the event can't be stored. It
+// is called once, maybe in another goroutine, or with one marked with [fault.Permanent] if the event can't be stored. It
 // is called concurrently; ctx carries the turn of the event's message.
 type EventStore interface {
 	StoreFunc(ctx context.Context, parse func() (event.Envelope, error)) error

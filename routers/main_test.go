@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/migrations"
@@ -114,10 +115,10 @@ type letterBox struct {
 	mu      sync.Mutex
 	refuse  int
 	refused int
-	letters []event.DeadLetter
+	letters []deadletter.Entry
 }
 
-func (b *letterBox) Add(_ context.Context, l event.DeadLetter) error {
+func (b *letterBox) Add(_ context.Context, l deadletter.Entry) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.refuse > 0 {
@@ -129,7 +130,7 @@ func (b *letterBox) Add(_ context.Context, l event.DeadLetter) error {
 	return nil
 }
 
-func (b *letterBox) all() []event.DeadLetter {
+func (b *letterBox) all() []deadletter.Entry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.letters)

@@ -12,7 +12,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -34,7 +35,7 @@ type Stack struct {
 // DeadLetterStore keeps what a consumer could not handle. Add is called concurrently; its error means that the letter
 // is not stored yet, and it is called again.
 type DeadLetterStore interface {
-	Add(ctx context.Context, l event.DeadLetter) error
+	Add(ctx context.Context, l deadletter.Entry) error
 }
 
 // newRouter returns a router with the one middleware stack, outermost first: correlation, metrics, poison queue, retry,
@@ -61,7 +62,7 @@ func newRouter(name string, s Stack, subscriber message.Subscriber, letters *poi
 // each time. What failed because something of ours is away is handed out again instead, until it succeeds.
 func hopeless(err error) bool {
 	var panicked middleware.RecoveredPanicError
-	return event.IsPermanent(err) || errors.As(err, &panicked)
+	return fault.IsPermanent(err) || errors.As(err, &panicked)
 }
 
 // ending tells that a message was given up because its source or the platform is ending. Trying again is pointless, and
@@ -93,7 +94,7 @@ func attempts(ctx context.Context) int {
 // retry is Watermill's Retry, entered only by messages whose first attempt failed: it makes a timer and a backoff for
 // each message that passes, which almost none needs.
 func retry(s Stack, logger watermill.LoggerAdapter) message.HandlerMiddleware {
-	again := func(err error) bool { return !event.IsPermanent(err) && !ending(err) }
+	again := func(err error) bool { return !fault.IsPermanent(err) && !ending(err) }
 	more := middleware.Retry{
 		MaxRetries:          s.RetryMax - 1,
 		InitialInterval:     2 * s.RetryInterval,

@@ -14,7 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -26,7 +27,7 @@ func TestAPermanentErrorIsADeadLetterAtOnce(t *testing.T) {
 	letters := &letterBox{}
 	src, _ := started(t, stack(), letters, func(*message.Message) error {
 		calls.Add(1)
-		return fmt.Errorf("apply: %w", event.Permanent(errors.New("value is not a number")))
+		return fmt.Errorf("apply: %w", fault.Permanent(errors.New("value is not a number")))
 	})
 	raw := []byte("{\x00\xff not an event")
 	id := uuid.New()
@@ -36,7 +37,7 @@ func TestAPermanentErrorIsADeadLetterAtOnce(t *testing.T) {
 	require.Eventually(t, func() bool { return src.hasAcked(42) }, soon, tick)
 	require.Equal(t, int32(1), calls.Load(), "no retry mends it")
 	partition, offset := int32(3), int64(42)
-	require.Equal(t, []event.DeadLetter{{
+	require.Equal(t, []deadletter.Entry{{
 		Consumer: Eventhandler, EventID: id, Payload: raw, Error: "apply: value is not a number", FailedAt: t0,
 		Topic: "sensor-events", Partition: &partition, Offset: &offset, Key: "device-7", CorrelationID: "c-1",
 		BusTopic: "sensor-events.dlq",
@@ -134,7 +135,7 @@ func TestEachAttemptHasADeadlineOfItsOwn(t *testing.T) {
 		}
 		source, ok := window.SourceFrom(msg.Context())
 		if !ok || source != place {
-			return event.Permanent(fmt.Errorf("the context of the retry has lost its source: %v", source))
+			return fault.Permanent(fmt.Errorf("the context of the retry has lost its source: %v", source))
 		}
 		return msg.Context().Err()
 	})
@@ -150,7 +151,7 @@ func TestCorrelationIDIsTheSendersOrTheMessagesOwn(t *testing.T) {
 	letters := &letterBox{}
 	src, _ := started(t, stack(), letters, func(msg *message.Message) error {
 		seen <- middleware.MessageCorrelationID(msg)
-		return event.Permanent(errors.New("no"))
+		return fault.Permanent(errors.New("no"))
 	})
 	src.send(message.NewMessage("m-1", nil), window.Source{Topic: "a", Partition: -1, Offset: -1})
 	require.Equal(t, "m-1", <-seen)
@@ -201,7 +202,7 @@ func TestADeadLetterThatCannotBeStoredIsTriedAgainAndNotAcknowledged(t *testing.
 	letters := &letterBox{refuse: 3}
 	src, _ := started(t, stack(), letters, func(*message.Message) error {
 		calls.Add(1)
-		return event.Permanent(errors.New("no"))
+		return fault.Permanent(errors.New("no"))
 	})
 	src.send(message.NewMessage("1", nil), place)
 	require.Eventually(t, func() bool { return letters.refusals() > 0 }, soon, tick)
@@ -220,7 +221,7 @@ func TestCloseGivesUpDeadLettersThatCannotBeStored(t *testing.T) {
 	poison := newPoison(Eventhandler, letters, time.Now, s.Log, nil)
 	router, err := newRouter("test", s, nil, poison)
 	require.NoError(t, err)
-	router.AddConsumerHandler("test", "x", src, func(*message.Message) error { return event.Permanent(errors.New("no")) })
+	router.AddConsumerHandler("test", "x", src, func(*message.Message) error { return fault.Permanent(errors.New("no")) })
 	r := &Router{name: "test", router: router, letters: poison}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -9,8 +9,11 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // What each consumer does with a dead letter that is replayed. These functions do no I/O: whoever calls them writes
@@ -18,7 +21,7 @@ import (
 
 // ReplayIngestion reads a message again as the ingestion router does. An event whose sender gave no ID gets one that
 // belongs to the letter, and one without a time has the time at which it came.
-func ReplayIngestion(l *event.Letter) (event.Envelope, error) {
+func ReplayIngestion(l *deadletter.Letter) (event.Envelope, error) {
 	given := l.Properties
 	if given == nil { // from before they were kept
 		given = map[string]string{event.MetaCorrelationID: l.CorrelationID}
@@ -35,7 +38,7 @@ func ReplayIngestion(l *event.Letter) (event.Envelope, error) {
 }
 
 // idOfLetter is a UUIDv7 that is the same each time: the milliseconds at which the letter was written, and a hash.
-func idOfLetter(l *event.Letter) uuid.UUID {
+func idOfLetter(l *deadletter.Letter) uuid.UUID {
 	sum := sha256.Sum256(l.ID[:])
 	id := uuid.UUID(sum[:16])
 	var ms [8]byte
@@ -47,7 +50,7 @@ func idOfLetter(l *event.Letter) uuid.UUID {
 }
 
 // ReplayRelay reads the event that the relay could not store or publish. Its position in the log is that of the letter.
-func ReplayRelay(l *event.Letter) (event.Envelope, error) {
+func ReplayRelay(l *deadletter.Letter) (event.Envelope, error) {
 	e, err := event.Unmarshal(l.Bytes())
 	if err != nil {
 		return event.Envelope{}, fmt.Errorf("read event: %w", err)
@@ -56,9 +59,9 @@ func ReplayRelay(l *event.Letter) (event.Envelope, error) {
 }
 
 // sameEvent refuses an edit that makes another event of a letter: what depends on the event ID would not find it.
-func sameEvent(l *event.Letter, e *event.Envelope) error {
+func sameEvent(l *deadletter.Letter, e *event.Envelope) error {
 	if l.EventID != uuid.Nil && e.ID != l.EventID {
-		return event.Permanent(fmt.Errorf("event_id: must stay %s, is %s", l.EventID, e.ID))
+		return fault.Permanent(fmt.Errorf("event_id: must stay %s, is %s", l.EventID, e.ID))
 	}
 	return nil
 }
@@ -66,14 +69,14 @@ func sameEvent(l *event.Letter, e *event.Envelope) error {
 // Reapplication is one event that is applied to its projections after newer ones may have been.
 type Reapplication struct {
 	Event event.Envelope
-	Keys  []event.ProjectionKey
+	Keys  []store.ProjectionKey
 	app   application
 }
 
 // ReplayEventhandler reads a record again as the event handler does. The position of an event is what its record said,
 // and zero if that can't be read: an edit can't move it, since a position that is not the event's own would make its
 // projections ignore others.
-func ReplayEventhandler(l *event.Letter, projections []handlers.Projection) (*Reapplication, error) {
+func ReplayEventhandler(l *deadletter.Letter, projections []handlers.Projection) (*Reapplication, error) {
 	if projections == nil {
 		projections = Projections()
 	}
@@ -97,12 +100,12 @@ func ReplayEventhandler(l *event.Letter, projections []handlers.Projection) (*Re
 	}
 	r.Event = r.app.event
 	for _, p := range r.app.projections {
-		r.Keys = append(r.Keys, event.ProjectionKey{Type: p.Type, AggregateID: r.Event.AggregateID})
+		r.Keys = append(r.Keys, store.ProjectionKey{Type: p.Type, AggregateID: r.Event.AggregateID})
 	}
 	return r, nil
 }
 
-func positionOf(l *event.Letter) int64 {
+func positionOf(l *deadletter.Letter) int64 {
 	original, err := event.Unmarshal(l.Payload)
 	if err != nil {
 		return l.Position
@@ -112,11 +115,11 @@ func positionOf(l *event.Letter) int64 {
 
 // Fold applies the event to rows, which its caller holds, and changes each row that it counts in. A row whose newest
 // event this is has applied it already. The error of a projection that depends on order and has applied newer events
-// wraps [event.ErrNeedsRebuild].
-func (r *Reapplication) Fold(rows map[event.ProjectionKey]*event.Projection) (err error) {
+// wraps [deadletter.ErrNeedsRebuild].
+func (r *Reapplication) Fold(rows map[store.ProjectionKey]*store.Projection) (err error) {
 	defer func() {
 		if panicked := recover(); panicked != nil {
-			err = event.Permanent(fmt.Errorf("the handler panicked: %v\n%s", panicked, debug.Stack()))
+			err = fault.Permanent(fmt.Errorf("the handler panicked: %v\n%s", panicked, debug.Stack()))
 		}
 	}()
 	for _, p := range r.app.projections {
@@ -128,16 +131,16 @@ func (r *Reapplication) Fold(rows map[event.ProjectionKey]*event.Projection) (er
 }
 
 // reapply is reduce without its guard: the event is usually older than what the row has applied.
-func reapply(rows map[event.ProjectionKey]*event.Projection, p handlers.Projection, e *event.Envelope) error {
-	row, at := rows[event.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}], e.Metadata.Position
+func reapply(rows map[store.ProjectionKey]*store.Projection, p handlers.Projection, e *event.Envelope) error {
+	row, at := rows[store.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}], e.Metadata.Position
 	switch {
 	case row == nil:
 		return count(rows, nil, p, e, max(0, at))
 	case row.LastEventID == e.ID, at > 0 && row.Position == at:
 		return nil
 	case p.OrderMatters && row.Position > at:
-		return event.Permanent(fmt.Errorf("%s of %s %w: it depends on the order of events and has applied up to position %d; `platform rebuild %s` applies all in order",
-			p.Type, e.AggregateID, event.ErrNeedsRebuild, row.Position, p.Type))
+		return fault.Permanent(fmt.Errorf("%s of %s %w: it depends on the order of events and has applied up to position %d; `platform rebuild %s` applies all in order",
+			p.Type, e.AggregateID, deadletter.ErrNeedsRebuild, row.Position, p.Type))
 	}
 	return count(rows, row, p, e, max(row.Position, at))
 }

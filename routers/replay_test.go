@@ -9,8 +9,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/store"
 )
 
 // countEvents counts the events of an aggregate; whether it says that their order matters is the test's.
@@ -30,25 +33,25 @@ func countEvents(orderMatters bool) handlers.Projection {
 	}
 }
 
-func letterOf(t *testing.T, e event.Envelope) *event.Letter {
+func letterOf(t *testing.T, e event.Envelope) *deadletter.Letter {
 	t.Helper()
-	return &event.Letter{DeadLetter: event.DeadLetter{
+	return &deadletter.Letter{Entry: deadletter.Entry{
 		ID: uuid.New(), Consumer: Eventhandler, EventID: e.ID, Payload: marshal(t, e), Position: e.Metadata.Position, FailedAt: t0,
 	}}
 }
 
 // replayed applies a letter to a row with 5 events up to a position.
-func replayed(t *testing.T, l *event.Letter, p handlers.Projection, position int64) (*event.Projection, error) {
+func replayed(t *testing.T, l *deadletter.Letter, p handlers.Projection, position int64) (*store.Projection, error) {
 	t.Helper()
 	again, err := ReplayEventhandler(l, []handlers.Projection{p})
 	if err != nil {
 		return nil, err
 	}
-	key := event.ProjectionKey{Type: p.Type, AggregateID: "device-7"}
-	require.Equal(t, []event.ProjectionKey{key}, again.Keys)
-	rows := map[event.ProjectionKey]*event.Projection{}
+	key := store.ProjectionKey{Type: p.Type, AggregateID: "device-7"}
+	require.Equal(t, []store.ProjectionKey{key}, again.Keys)
+	rows := map[store.ProjectionKey]*store.Projection{}
 	if position > 0 {
-		rows[key] = &event.Projection{
+		rows[key] = &store.Projection{
 			Type: p.Type, AggregateID: "device-7", State: []byte("5"), LastEventID: uuid.New(), LastEventTimestamp: t0,
 			Position: position, EventCount: 5,
 		}
@@ -81,8 +84,8 @@ func TestWhereOrderMattersNewerEventsAreInTheWay(t *testing.T) {
 	require.NoError(t, err, "nothing newer has been applied")
 	require.Equal(t, int64(6), row.EventCount)
 	row, err = replayed(t, l, countEvents(true), 8)
-	require.ErrorIs(t, err, event.ErrNeedsRebuild)
-	require.True(t, event.IsPermanent(err))
+	require.ErrorIs(t, err, deadletter.ErrNeedsRebuild)
+	require.True(t, fault.IsPermanent(err))
 	require.ErrorContains(t, err, "platform rebuild count")
 	require.Equal(t, int64(5), row.EventCount)
 }
@@ -120,7 +123,7 @@ func TestAReplayIsRefusedAsTheConsumerWould(t *testing.T) {
 	}
 	panicking.Reduce = func(handlers.State, *event.Envelope) (handlers.State, error) { panic("no idea") }
 	for _, c := range []struct {
-		l    *event.Letter
+		l    *deadletter.Letter
 		p    handlers.Projection
 		want string
 	}{
@@ -131,19 +134,19 @@ func TestAReplayIsRefusedAsTheConsumerWould(t *testing.T) {
 	} {
 		_, err := replayed(t, c.l, c.p, 3)
 		require.ErrorContains(t, err, c.want)
-		require.True(t, event.IsPermanent(err))
+		require.True(t, fault.IsPermanent(err))
 	}
 }
 
 func TestReplayIngestionReadsAsTheRouterDoes(t *testing.T) {
 	t.Parallel()
-	l := &event.Letter{DeadLetter: event.DeadLetter{
+	l := &deadletter.Letter{Entry: deadletter.Entry{
 		ID: uuid.New(), Consumer: Ingestion, Payload: []byte(`{"value":"x","unit":"c"}`), Topic: "devices/device-7/events/sensor.reading", FailedAt: t0,
 		Properties: map[string]string{event.MetaCorrelationID: "c-7"},
 	}}
 	_, err := ReplayIngestion(l)
 	require.ErrorContains(t, err, "payload.value")
-	require.True(t, event.IsPermanent(err))
+	require.True(t, fault.IsPermanent(err))
 
 	l.EditedBytes = []byte(`{"value":1,"unit":"c"}`)
 	e, err := ReplayIngestion(l)
@@ -186,5 +189,5 @@ func TestReplayRelay(t *testing.T) {
 	l.EditedBytes = []byte("null")
 	_, err = ReplayRelay(l)
 	require.Error(t, err)
-	require.True(t, event.IsPermanent(err))
+	require.True(t, fault.IsPermanent(err))
 }

@@ -6,16 +6,15 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/google/uuid"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // ReplayQueue holds the bulk replays of a service. A replay is the runner's that has claimed it, until its lease runs
 // out; all methods may be called by several instances at once, and a letter is applied once whoever replays it.
 type ReplayQueue interface {
 	// ClaimReplay returns a bulk replay that nobody runs, which is the runner's from then on; ok is false without one.
-	ClaimReplay(ctx context.Context, runner uuid.UUID) (r event.Replay, ok bool, err error)
+	ClaimReplay(ctx context.Context, runner uuid.UUID) (r deadletter.Replay, ok bool, err error)
 	// RunReplay does one step of a claimed replay, that of its next letter; done says that there is none left.
 	RunReplay(ctx context.Context, id, runner uuid.UUID) (done bool, err error)
 	// HoldReplay renews the lease, or ends it, so that another runner can go on at once.
@@ -76,7 +75,7 @@ func (r *Replayer) Run(ctx context.Context) {
 }
 
 // run works on one bulk replay until it has ended or is lost.
-func (r *Replayer) run(ctx context.Context, replay event.Replay) {
+func (r *Replayer) run(ctx context.Context, replay deadletter.Replay) {
 	log := r.Log.With("replay_id", replay.ID)
 	log.Info("bulk replay of dead letters", "letters", replay.Total, "left", replay.Left(), "rate", replay.Rate)
 	pause := time.Duration(float64(time.Second) / replay.Rate)

@@ -6,16 +6,15 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // replays is a queue of bulk replays in memory.
 type replays struct {
 	mu       sync.Mutex
-	waiting  []event.Replay
+	waiting  []deadletter.Replay
 	left     map[uuid.UUID]int
 	away     int // steps that fail before one succeeds
 	lost     bool
@@ -23,11 +22,11 @@ type replays struct {
 	released []uuid.UUID
 }
 
-func (q *replays) ClaimReplay(context.Context, uuid.UUID) (event.Replay, bool, error) {
+func (q *replays) ClaimReplay(context.Context, uuid.UUID) (deadletter.Replay, bool, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.waiting) == 0 {
-		return event.Replay{}, false, nil
+		return deadletter.Replay{}, false, nil
 	}
 	next := q.waiting[0]
 	q.waiting = q.waiting[1:]
@@ -61,7 +60,7 @@ func (q *replays) HoldReplay(_ context.Context, id, _ uuid.UUID, keep bool) erro
 	return nil
 }
 
-func (q *replays) add(r event.Replay, letters int) {
+func (q *replays) add(r deadletter.Replay, letters int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.waiting = append(q.waiting, r)
@@ -94,11 +93,11 @@ func runReplayer(t *testing.T, q *replays) (r *Replayer, stop func()) {
 func TestReplayerRunsWhatIsThereAndWhatComes(t *testing.T) {
 	t.Parallel()
 	q := &replays{left: map[uuid.UUID]int{}, away: 1}
-	q.add(event.Replay{ID: uuid.New(), Rate: 10_000}, 3)
-	q.add(event.Replay{ID: uuid.New(), Rate: 10_000}, 4)
+	q.add(deadletter.Replay{ID: uuid.New(), Rate: 10_000}, 3)
+	q.add(deadletter.Replay{ID: uuid.New(), Rate: 10_000}, 4)
 	r, _ := runReplayer(t, q)
 	require.Eventually(t, func() bool { return q.done(7) }, soon, tick)
-	q.add(event.Replay{ID: uuid.New(), Rate: 10_000}, 5)
+	q.add(deadletter.Replay{ID: uuid.New(), Rate: 10_000}, 5)
 	r.Wake()
 	require.Eventually(t, func() bool { return q.done(12) }, soon, tick)
 }
@@ -107,7 +106,7 @@ func TestReplayerLetsGoWhenItIsStopped(t *testing.T) {
 	t.Parallel()
 	q := &replays{left: map[uuid.UUID]int{}}
 	id := uuid.New()
-	q.add(event.Replay{ID: id, Rate: 0.01}, 3)
+	q.add(deadletter.Replay{ID: id, Rate: 0.01}, 3)
 	_, stop := runReplayer(t, q)
 	require.Eventually(t, func() bool { return q.done(1) }, soon, tick)
 	stop()
@@ -118,7 +117,7 @@ func TestReplayerLetsGoWhenItIsStopped(t *testing.T) {
 func TestReplayerLeavesWhatIsLost(t *testing.T) {
 	t.Parallel()
 	q := &replays{left: map[uuid.UUID]int{}, lost: true}
-	q.add(event.Replay{ID: uuid.New(), Rate: 1}, 3)
+	q.add(deadletter.Replay{ID: uuid.New(), Rate: 1}, 3)
 	r, stop := runReplayer(t, q)
 	require.Eventually(t, func() bool {
 		q.mu.Lock()

@@ -7,12 +7,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // DeadLetters keeps the dead letters of one service. It may be used concurrently.
@@ -24,7 +24,7 @@ func NewDeadLetters(pool *pgxpool.Pool) *DeadLetters { return &DeadLetters{pool:
 // Add stores a dead letter. One that is there already is kept as it is: one with the same ID, if it has one, with the
 // same consumer, topic, partition, offset and bytes, or, where the source has no offsets, with the same consumer, event
 // and bytes.
-func (d *DeadLetters) Add(ctx context.Context, l event.DeadLetter) error {
+func (d *DeadLetters) Add(ctx context.Context, l deadletter.Entry) error {
 	_, err := d.pool.Exec(ctx, `
 		INSERT INTO dlq (consumer, event_id, event_payload, error_message, failed_at, retry_count, source_topic,
 			source_partition, source_offset, message_key, correlation_id, bus_topic, event_type, position, properties, dlq_id)
@@ -58,7 +58,7 @@ func texts(m map[string]string) map[string]string {
 }
 
 // Unpublished returns the oldest dead letters of consumers that are not on their bus topic yet.
-func (d *DeadLetters) Unpublished(ctx context.Context, consumers []string, limit int) ([]event.DeadLetter, error) {
+func (d *DeadLetters) Unpublished(ctx context.Context, consumers []string, limit int) ([]deadletter.Entry, error) {
 	rows, err := d.pool.Query(ctx, `
 		SELECT dlq_id, consumer, event_id, event_payload, error_message, failed_at, retry_count, source_topic,
 			source_partition, source_offset, coalesce(message_key, ''), coalesce(correlation_id, ''), bus_topic
@@ -66,8 +66,8 @@ func (d *DeadLetters) Unpublished(ctx context.Context, consumers []string, limit
 	if err != nil {
 		return nil, fmt.Errorf("read dead letters: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (event.DeadLetter, error) {
-		var l event.DeadLetter
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (deadletter.Entry, error) {
+		var l deadletter.Entry
 		var eventID pgtype.UUID
 		err := row.Scan((*[16]byte)(&l.ID), &l.Consumer, &eventID, &l.Payload, &l.Error, &l.FailedAt, &l.RetryCount, &l.Topic,
 			&l.Partition, &l.Offset, &l.Key, &l.CorrelationID, &l.BusTopic)
@@ -93,7 +93,7 @@ func Tables(ctx context.Context, pool *pgxpool.Pool, names ...string) (bool, err
 	var n int
 	err := pool.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[]) AS t (name) WHERE to_regclass(name) IS NOT NULL`, names).Scan(&n)
 	if err != nil {
-		return false, errors.Join(ErrUnavailable, fmt.Errorf("look for tables: %w", err))
+		return false, errors.Join(fault.ErrUnavailable, fmt.Errorf("look for tables: %w", err))
 	}
 	return n == len(names), nil
 }

@@ -5,18 +5,18 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // Apply hands a letter to its consumer within a transaction, which also marks the letter, and returns the event. note
-// says what else there is to know, and may be empty. An error marked with [event.Permanent] is the consumer's refusal;
+// says what else there is to know, and may be empty. An error marked with [fault.Permanent] is the consumer's refusal;
 // any other one undoes everything.
-type Apply func(ctx context.Context, tx pgx.Tx, l *event.Letter) (eventID uuid.UUID, note string, err error)
+type Apply func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (eventID uuid.UUID, note string, err error)
 
 // Letters is the desk of one service for its dead letters: to look at them, and to replay or discard them. It sees
 // those of its own consumers only. It may be used concurrently, also by several instances of the service.
@@ -44,8 +44,8 @@ func letterColumns(payload string) string {
 	d.discarded_at, coalesce(d.reason, ''), coalesce(d.replay_topic, ''), d.replay_payload`
 }
 
-func scanLetter(row pgx.CollectableRow) (event.Letter, error) {
-	var l event.Letter
+func scanLetter(row pgx.CollectableRow) (deadletter.Letter, error) {
+	var l deadletter.Letter
 	var eventID pgtype.UUID
 	err := row.Scan((*[16]byte)(&l.ID), &l.Consumer, &eventID, &l.Payload, &l.Size, &l.Error, &l.FailedAt, &l.RetryCount,
 		&l.Status, &l.Topic, &l.Partition, &l.Offset, &l.Key, &l.CorrelationID,
@@ -71,11 +71,11 @@ func (c *condition) add(part string, arg any) {
 func (c *condition) String() string { return strings.Join(c.parts, " AND ") }
 
 // matching returns the conditions of a filter, but for its consumer.
-func matching(f *event.LetterFilter) *condition {
+func matching(f *deadletter.Filter) *condition {
 	c := &condition{parts: []string{"true"}}
 	switch f.Status {
 	case "":
-	case event.LetterPending:
+	case deadletter.Pending:
 		c.parts = append(c.parts, "d.status = 'pending'") // as in the index of those
 	default:
 		c.add("d.status = ?", f.Status)
@@ -102,7 +102,7 @@ func matching(f *event.LetterFilter) *condition {
 }
 
 // of returns the consumers that a filter is about.
-func (l *Letters) of(f *event.LetterFilter) []string {
+func (l *Letters) of(f *deadletter.Filter) []string {
 	if f.Consumer == "" {
 		return l.names
 	}
@@ -114,7 +114,7 @@ func (l *Letters) of(f *event.LetterFilter) []string {
 
 // List returns up to f.Limit letters, the newest first. Each has only the first 1,024 bytes of its payload: a page of
 // whole ones could be hundreds of megabytes.
-func (l *Letters) List(ctx context.Context, f event.LetterFilter) ([]event.Letter, error) {
+func (l *Letters) List(ctx context.Context, f deadletter.Filter) ([]deadletter.Letter, error) {
 	where := matching(&f)
 	if !f.BeforeTime.IsZero() {
 		where.args = append(where.args, f.BeforeTime, f.BeforeID)
@@ -130,20 +130,20 @@ func (l *Letters) List(ctx context.Context, f event.LetterFilter) ([]event.Lette
 	where.args = append(where.args, l.of(&f), f.Limit)
 	rows, err := l.pool.Query(ctx, query, where.args...)
 	if err != nil {
-		return nil, fmt.Errorf("list dead letters: %w", unavailable(err))
+		return nil, fmt.Errorf("list dead letters: %w", fault.Unavailable(err))
 	}
 	list, err := pgx.CollectRows(rows, scanLetter)
 	if err != nil {
-		if unmatchable(err) {
+		if fault.Unmatchable(err) {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("list dead letters: %w", unavailable(err))
+		return nil, fmt.Errorf("list dead letters: %w", fault.Unavailable(err))
 	}
 	return list, nil
 }
 
-// Letter returns one letter whole, or [ErrNotFound].
-func (l *Letters) Letter(ctx context.Context, id uuid.UUID) (event.Letter, error) {
+// Letter returns one letter whole, or [fault.ErrNotFound].
+func (l *Letters) Letter(ctx context.Context, id uuid.UUID) (deadletter.Letter, error) {
 	return l.read(ctx, l.pool, id, "")
 }
 
@@ -151,32 +151,32 @@ type queryer interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-func (l *Letters) read(ctx context.Context, q queryer, id uuid.UUID, lock string) (event.Letter, error) {
+func (l *Letters) read(ctx context.Context, q queryer, id uuid.UUID, lock string) (deadletter.Letter, error) {
 	rows, err := q.Query(ctx, `SELECT `+letterColumns("d.event_payload")+` FROM dlq d WHERE d.dlq_id = $1 AND d.consumer = ANY ($2) `+lock, id, l.names)
 	if err != nil {
-		return event.Letter{}, fmt.Errorf("read dead letter: %w", unavailable(err))
+		return deadletter.Letter{}, fmt.Errorf("read dead letter: %w", fault.Unavailable(err))
 	}
 	letter, err := pgx.CollectExactlyOneRow(rows, scanLetter)
 	switch {
 	case err == nil:
 		return letter, nil
 	case isNoRows(err):
-		return event.Letter{}, ErrNotFound
+		return deadletter.Letter{}, fault.ErrNotFound
 	}
-	return event.Letter{}, fmt.Errorf("read dead letter: %w", unavailable(err))
+	return deadletter.Letter{}, fmt.Errorf("read dead letter: %w", fault.Unavailable(err))
 }
 
 // Count returns how many letters match a filter.
-func (l *Letters) Count(ctx context.Context, f event.LetterFilter) (int64, error) {
+func (l *Letters) Count(ctx context.Context, f deadletter.Filter) (int64, error) {
 	var n int64
 	where := matching(&f)
 	where.add("d.consumer = ANY (?)", l.of(&f))
 	err := l.pool.QueryRow(ctx, `SELECT count(*) FROM dlq d WHERE `+where.String(), where.args...).Scan(&n)
 	if err != nil {
-		if unmatchable(err) {
+		if fault.Unmatchable(err) {
 			return 0, nil
 		}
-		return 0, fmt.Errorf("count dead letters: %w", unavailable(err))
+		return 0, fmt.Errorf("count dead letters: %w", fault.Unavailable(err))
 	}
 	return n, nil
 }
@@ -189,7 +189,7 @@ func (l *Letters) Pending(ctx context.Context) (map[string]int64, error) {
 	}
 	rows, err := l.pool.Query(ctx, `SELECT consumer, count(*) FROM dlq WHERE status = 'pending' AND consumer = ANY ($1) GROUP BY consumer`, l.names)
 	if err != nil {
-		return nil, fmt.Errorf("count pending dead letters: %w", unavailable(err))
+		return nil, fmt.Errorf("count pending dead letters: %w", fault.Unavailable(err))
 	}
 	var name string
 	var n int64
@@ -198,7 +198,7 @@ func (l *Letters) Pending(ctx context.Context) (map[string]int64, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("count pending dead letters: %w", unavailable(err))
+		return nil, fmt.Errorf("count pending dead letters: %w", fault.Unavailable(err))
 	}
 	return pending, nil
 }

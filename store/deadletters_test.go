@@ -8,12 +8,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/store"
 )
 
-func letter(consumer string, partition int32, offset int64) event.DeadLetter {
-	return event.DeadLetter{
+func letter(consumer string, partition int32, offset int64) deadletter.Entry {
+	return deadletter.Entry{
 		Consumer: consumer, EventID: id(int(offset)), Payload: []byte(`{"a":1}`), Error: "refused", FailedAt: t0, RetryCount: 3,
 		Topic: "sensor-events", Partition: &partition, Offset: &offset, Key: "device-1", CorrelationID: "c-1",
 		BusTopic: "sensor-events.dlq",
@@ -27,12 +27,12 @@ func TestADeadLetterIsKeptAsItCame(t *testing.T) {
 		everyByte[i] = byte(i)
 	}
 	whole := letter("eventhandler", 2, 7)
-	bare := event.DeadLetter{Consumer: "eventhandler", Payload: []byte{}, FailedAt: t0, BusTopic: "system-events.dlq"}
+	bare := deadletter.Entry{Consumer: "eventhandler", Payload: []byte{}, FailedAt: t0, BusTopic: "system-events.dlq"}
 	weird := letter("eventhandler", 0, 8)
 	weird.Payload = everyByte
 	large := letter("eventhandler", 0, 9)
 	large.Payload = bytes.Repeat([]byte{0xff, 0}, 1<<20)
-	for name, l := range map[string]event.DeadLetter{"whole": whole, "bare": bare, "weird": weird, "large": large} {
+	for name, l := range map[string]deadletter.Entry{"whole": whole, "bare": bare, "weird": weird, "large": large} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := store.NewDeadLetters(database(t))
@@ -93,7 +93,7 @@ func TestAddIsIdempotent(t *testing.T) {
 	otherTopic.Topic = "user-actions"
 	base := letter("eventhandler", 0, 1)
 	for name, tc := range map[string]struct {
-		first, second event.DeadLetter
+		first, second deadletter.Entry
 		rows          int
 	}{
 		"the same":                      {base, base, 1},

@@ -15,9 +15,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/pgtest"
+	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/migrations"
-	"github.com/cornjacket/platform-services/store"
 )
 
 // books are the databases of a platform whose relay and event handler are played by the test.
@@ -37,8 +38,8 @@ func newBooks(t *testing.T, databases int) *books {
 	return b
 }
 
-func (b *books) consumer() store.Consumer {
-	return store.Consumer{
+func (b *books) consumer() ledger.Consumer {
+	return ledger.Consumer{
 		Name: "eventhandler", Topics: []string{event.TopicSensor, event.TopicUser}, Pool: b.projections,
 		Projections: func(eventType string) []string {
 			switch event.Topic(eventType) {
@@ -53,9 +54,9 @@ func (b *books) consumer() store.Consumer {
 }
 
 // ledger reads what a ledger without a cache says.
-func (b *books) ledger() event.Ledger {
+func (b *books) ledger() ledger.Ledger {
 	b.t.Helper()
-	l, err := store.NewLedger(b.events, []store.Consumer{b.consumer()}, time.Now).Read(within(b.t, time.Minute))
+	l, err := ledger.NewReader(b.events, []ledger.Consumer{b.consumer()}, time.Now).Ledger(within(b.t, time.Minute))
 	require.NoError(b.t, err)
 	return l
 }
@@ -191,7 +192,7 @@ func TestTheLedgerCountsDeadLettersAsEvents(t *testing.T) {
 			l := b.ledger()
 			require.EqualValues(t, 2, l.Pending["eventhandler"])
 			require.EqualValues(t, 2, l.Consumers[0].DeadLettered)
-			require.Equal(t, event.DeadLetterCounts{Pending: 3, Discarded: 1}, l.DeadLettered["eventhandler"])
+			require.Equal(t, ledger.DeadLetterCounts{Pending: 3, Discarded: 1}, l.DeadLettered["eventhandler"])
 
 			b.refuse("eventhandler", id(3), 3, "replayed") // counted as applied
 			b.refuse("eventhandler", id(4), 4, "replayed") // so is this, the other of its letters is of no account
@@ -298,14 +299,14 @@ func TestTheLedgerOfAMovingPlatform(t *testing.T) {
 func TestTheLedgerIsReadOnceASecond(t *testing.T) {
 	t.Parallel()
 	b := newBooks(t, 1)
-	l := store.NewLedger(b.events, []store.Consumer{b.consumer()}, time.Now)
-	first, err := l.Read(t.Context())
+	l := ledger.NewReader(b.events, []ledger.Consumer{b.consumer()}, time.Now)
+	first, err := l.Ledger(t.Context())
 	require.NoError(t, err)
-	again, err := l.Read(t.Context())
+	again, err := l.Ledger(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, first.At, again.At)
 	require.Eventually(t, func() bool {
-		later, err := l.Read(t.Context())
+		later, err := l.Ledger(t.Context())
 		return err == nil && later.At.After(first.At)
 	}, 20*time.Second, 20*time.Millisecond)
 }
@@ -316,34 +317,34 @@ func TestTheLedgerOfADatabaseThatIsAway(t *testing.T) {
 	pool := pgtest.Pool(t, pg.URL())
 	tables(t, pool)
 	b := &books{t: t, events: pool, projections: pool}
-	l := store.NewLedger(pool, []store.Consumer{b.consumer()}, time.Now)
+	l := ledger.NewReader(pool, []ledger.Consumer{b.consumer()}, time.Now)
 	pgtest.Freeze(t, pg)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	_, err := l.Read(ctx)
-	require.ErrorIs(t, err, store.ErrUnavailable)
+	_, err := l.Ledger(ctx)
+	require.ErrorIs(t, err, fault.ErrUnavailable)
 	pgtest.Thaw(t, pg)
-	require.Eventually(t, func() bool { _, err := l.Read(t.Context()); return err == nil }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := l.Ledger(t.Context()); return err == nil }, 20*time.Second, 20*time.Millisecond)
 }
 
 // fakeBus knows one record.
 type fakeBus struct {
-	place event.BusPlace
+	place ledger.BusPlace
 	err   error
 }
 
-func (f fakeBus) Find(context.Context, uuid.UUID, string, string, time.Time) (event.BusPlace, error) {
+func (f fakeBus) Find(context.Context, uuid.UUID, string, string, time.Time) (ledger.BusPlace, error) {
 	return f.place, f.err
 }
 
-func (b *books) journey(eventID uuid.UUID, bus fakeBus) event.Journey {
+func (b *books) journey(eventID uuid.UUID, bus fakeBus) ledger.Journey {
 	b.t.Helper()
-	j, err := store.NewJourneys(b.events, []store.Consumer{b.consumer()}, bus).Read(b.t.Context(), eventID)
+	j, err := ledger.NewJourneys(b.events, []ledger.Consumer{b.consumer()}, bus).Journey(b.t.Context(), eventID)
 	require.NoError(b.t, err)
 	return j
 }
 
-func steps(j event.Journey) string {
+func steps(j ledger.Journey) string {
 	var all []string
 	for _, s := range j.Steps {
 		all = append(all, s.Stage+" "+s.Status)
@@ -358,7 +359,7 @@ func TestAJourney(t *testing.T) {
 			t.Parallel()
 			b := newBooks(t, databases)
 			at := time.Now().UTC().Truncate(time.Millisecond)
-			found := fakeBus{place: event.BusPlace{Topic: event.TopicSensor, Partition: 3, Offset: 7, At: at}}
+			found := fakeBus{place: ledger.BusPlace{Topic: event.TopicSensor, Partition: 3, Offset: 7, At: at}}
 			b.log("sensor.reading", 3)
 			b.log("system.alert", 1)
 
@@ -375,25 +376,25 @@ func TestAJourney(t *testing.T) {
 			b.refuse("eventhandler", id(2), 2, "pending")
 			b.apply("sensor_state", 2, 3)
 			j = b.journey(id(1), found)
-			require.Equal(t, event.StepDone, j.Status)
+			require.Equal(t, ledger.StepDone, j.Status)
 			require.True(t, j.Steps[3].AtLatest, "a later event was applied since")
 			j = b.journey(id(3), found)
 			require.False(t, j.Steps[3].AtLatest)
 			j = b.journey(id(2), found)
 			require.Equal(t, "received done, stored done, published done, applied dead_lettered", steps(j))
-			require.Equal(t, event.StepDeadLettered, j.Status)
+			require.Equal(t, ledger.StepDeadLettered, j.Status)
 			require.Len(t, j.DeadLetters, 1)
 			b.do(b.projections, `UPDATE dlq SET status = 'replayed'`)
-			require.Equal(t, event.StepDone, b.journey(id(2), found).Status)
+			require.Equal(t, ledger.StepDone, b.journey(id(2), found).Status)
 
 			j = b.journey(id(4), found)
 			require.Equal(t, "received done, stored done, published done, applied skipped", steps(j))
-			require.Equal(t, event.StepDone, j.Status)
+			require.Equal(t, ledger.StepDone, j.Status)
 
 			j = b.journey(id(1), fakeBus{err: errors.New("away")})
 			require.Equal(t, "received done, stored done, published unknown, applied done", steps(j))
-			require.Equal(t, event.StepDone, j.Status)
-			j = b.journey(id(1), fakeBus{place: event.BusPlace{Partition: 3, Offset: -1, Expired: true}})
+			require.Equal(t, ledger.StepDone, j.Status)
+			j = b.journey(id(1), fakeBus{place: ledger.BusPlace{Partition: 3, Offset: -1, Expired: true}})
 			require.Nil(t, j.Steps[2].Offset)
 			require.Contains(t, j.Steps[2].Detail, "retention")
 		})
@@ -418,10 +419,10 @@ func TestJourneysThatEndEarly(t *testing.T) {
 	b.refuse("ingestion", refused, 1, "pending")
 	j = b.journey(refused, fakeBus{})
 	require.Equal(t, "received dead_lettered", steps(j))
-	require.Equal(t, event.StepDeadLettered, j.Status)
+	require.Equal(t, ledger.StepDeadLettered, j.Status)
 	b.refuse("relay", setAside, 9, "pending")
 	require.Equal(t, "stored dead_lettered", steps(b.journey(setAside, fakeBus{})))
 
-	_, err := store.NewJourneys(b.events, []store.Consumer{b.consumer()}, fakeBus{}).Read(t.Context(), uuid.New())
-	require.ErrorIs(t, err, store.ErrNotFound)
+	_, err := ledger.NewJourneys(b.events, []ledger.Consumer{b.consumer()}, fakeBus{}).Journey(t.Context(), uuid.New())
+	require.ErrorIs(t, err, fault.ErrNotFound)
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/migrations"
+	"github.com/cornjacket/platform-services/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, pgtest.IgnoreServer()) }
@@ -40,8 +40,8 @@ func database(t *testing.T) *pgxpool.Pool {
 	return pool
 }
 
-func key(id string) event.ProjectionKey {
-	return event.ProjectionKey{Type: "sensor_state", AggregateID: id}
+func key(id string) store.ProjectionKey {
+	return store.ProjectionKey{Type: "sensor_state", AggregateID: id}
 }
 
 // id returns the same UUID for the same number.

@@ -7,8 +7,6 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // Projections writes projections. It remembers the rows it has written, and where they are, so that a batch is one
@@ -35,9 +33,9 @@ const maxConflicts = 5
 // Update gives fold the rows of keys and writes those whose position it has made grow, all in one transaction. Rows that
 // don't exist are missing from the map; fold adds them. Fold must raise EventCount with each event, which makes it the
 // version of a row, and may be called again with newer rows if those were no longer true. An error of fold is returned
-// as it is, and nothing is written. Errors that no retry mends are marked with [event.Permanent].
-func (p *Projections) Update(ctx context.Context, keys []event.ProjectionKey, fold func(rows map[event.ProjectionKey]*event.Projection) error) error {
-	slices.SortFunc(keys, func(a, b event.ProjectionKey) int { // one order for all writers: no deadlocks
+// as it is, and nothing is written. Errors that no retry mends are marked with [fault.Permanent].
+func (p *Projections) Update(ctx context.Context, keys []ProjectionKey, fold func(rows map[ProjectionKey]*Projection) error) error {
+	slices.SortFunc(keys, func(a, b ProjectionKey) int { // one order for all writers: no deadlocks
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.AggregateID, b.AggregateID))
 	})
 	keys = slices.Compact(keys)
@@ -46,7 +44,7 @@ func (p *Projections) Update(ctx context.Context, keys []event.ProjectionKey, fo
 		if err != nil {
 			return err
 		}
-		rows := make(map[event.ProjectionKey]*event.Projection, len(before))
+		rows := make(map[ProjectionKey]*Projection, len(before))
 		for k, r := range before {
 			row := r.Projection
 			rows[k] = &row
@@ -76,7 +74,7 @@ func (p *Projections) Update(ctx context.Context, keys []event.ProjectionKey, fo
 }
 
 // load returns the rows of keys as they are believed to be; guessed says that some are only remembered.
-func (p *Projections) load(ctx context.Context, keys []event.ProjectionKey) (rows map[event.ProjectionKey]*located, guessed bool, err error) {
+func (p *Projections) load(ctx context.Context, keys []ProjectionKey) (rows map[ProjectionKey]*located, guessed bool, err error) {
 	rows, unknown := p.known.lookup(keys)
 	guessed = len(rows) > 0
 	if len(unknown) > 0 {
@@ -93,7 +91,7 @@ type writing struct {
 	untouched        bool // some row stays as it was
 }
 
-func changes(keys []event.ProjectionKey, before map[event.ProjectionKey]*located, rows map[event.ProjectionKey]*event.Projection) writing {
+func changes(keys []ProjectionKey, before map[ProjectionKey]*located, rows map[ProjectionKey]*Projection) writing {
 	var w writing
 	for _, k := range keys {
 		old, r := before[k], rows[k]

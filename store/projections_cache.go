@@ -6,18 +6,16 @@ import (
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgtype"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // located is a row and where its newest version is.
 type located struct {
-	event.Projection
+	Projection
 	at pgtype.TID
 }
 
-func (l *located) key() event.ProjectionKey {
-	return event.ProjectionKey{Type: l.Type, AggregateID: l.AggregateID}
+func (l *located) key() ProjectionKey {
+	return ProjectionKey{Type: l.Type, AggregateID: l.AggregateID}
 }
 
 // size is about what a remembered row takes.
@@ -31,17 +29,17 @@ type rowCache struct {
 	mu    sync.Mutex
 	max   int
 	bytes int
-	rows  map[event.ProjectionKey]*list.Element // of *located
-	used  *list.List                            // newest first
+	rows  map[ProjectionKey]*list.Element // of *located
+	used  *list.List                      // newest first
 }
 
 func newRowCache(max int) *rowCache {
-	return &rowCache{max: max, rows: make(map[event.ProjectionKey]*list.Element), used: list.New()}
+	return &rowCache{max: max, rows: make(map[ProjectionKey]*list.Element), used: list.New()}
 }
 
 // lookup returns the rows that are remembered, and the keys of the others.
-func (c *rowCache) lookup(keys []event.ProjectionKey) (found map[event.ProjectionKey]*located, unknown []event.ProjectionKey) {
-	found = make(map[event.ProjectionKey]*located, len(keys))
+func (c *rowCache) lookup(keys []ProjectionKey) (found map[ProjectionKey]*located, unknown []ProjectionKey) {
+	found = make(map[ProjectionKey]*located, len(keys))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range keys {
@@ -70,7 +68,7 @@ func (c *rowCache) remember(rows []*located) {
 	}
 }
 
-func (c *rowCache) forget(keys []event.ProjectionKey) {
+func (c *rowCache) forget(keys []ProjectionKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range keys {
@@ -78,7 +76,7 @@ func (c *rowCache) forget(keys []event.ProjectionKey) {
 	}
 }
 
-func (c *rowCache) drop(k event.ProjectionKey) {
+func (c *rowCache) drop(k ProjectionKey) {
 	if e, ok := c.rows[k]; ok {
 		c.bytes -= c.used.Remove(e).(*located).size()
 		delete(c.rows, k)

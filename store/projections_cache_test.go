@@ -6,31 +6,29 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/stretchr/testify/require"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 func TestTheRowCacheIsBounded(t *testing.T) {
 	t.Parallel()
 	c := newRowCache(10_000)
 	row := func(i int) *located {
-		return &located{Projection: event.Projection{Type: "t", AggregateID: fmt.Sprint(i), State: jsontext.Value(`{"value":1}`)}}
+		return &located{Projection: Projection{Type: "t", AggregateID: fmt.Sprint(i), State: jsontext.Value(`{"value":1}`)}}
 	}
 	first := row(0)
 	c.remember([]*located{first})
 	for i := range 1000 {
 		c.remember([]*located{row(i + 1)})
-		found, unknown := c.lookup([]event.ProjectionKey{first.key()}) // the one that is in use stays
+		found, unknown := c.lookup([]ProjectionKey{first.key()}) // the one that is in use stays
 		require.Len(t, found, 1)
 		require.Empty(t, unknown)
 		require.LessOrEqual(t, c.bytes, c.max)
 	}
 	require.Greater(t, len(c.rows), 10)
-	_, unknown := c.lookup([]event.ProjectionKey{row(1).key(), row(1000).key()})
-	require.Equal(t, []event.ProjectionKey{row(1).key()}, unknown)
+	_, unknown := c.lookup([]ProjectionKey{row(1).key(), row(1000).key()})
+	require.Equal(t, []ProjectionKey{row(1).key()}, unknown)
 
 	for i := range 1001 {
-		c.forget([]event.ProjectionKey{row(i).key()})
+		c.forget([]ProjectionKey{row(i).key()})
 	}
 	require.Zero(t, c.bytes)
 	require.Empty(t, c.rows)

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // ProjectionSettings are server settings for connections that write projections: rows are visited one by one, by their
@@ -27,7 +26,7 @@ func ProjectionSettings() map[string]string {
 }
 
 // readRows adds the rows of keys that exist.
-func readRows(ctx context.Context, pool *pgxpool.Pool, keys []event.ProjectionKey, found map[event.ProjectionKey]*located) error {
+func readRows(ctx context.Context, pool *pgxpool.Pool, keys []ProjectionKey, found map[ProjectionKey]*located) error {
 	types, ids := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		types[i], ids[i] = k.Type, k.AggregateID
@@ -70,7 +69,7 @@ type columns struct {
 }
 
 // add adds a row; old is what it was, nil if it is new.
-func (c *columns) add(k event.ProjectionKey, r *event.Projection, old *located) {
+func (c *columns) add(k ProjectionKey, r *Projection, old *located) {
 	row := &located{Projection: *r}
 	row.Type, row.AggregateID = k.Type, k.AggregateID
 	if old == nil {
@@ -141,7 +140,7 @@ func writeRows(ctx context.Context, pool *pgxpool.Pool, w *writing) (conflict bo
 		if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "22012" { // division_by_zero
 			return true, nil
 		}
-		return false, fmt.Errorf("write projections: %w", classify(err))
+		return false, fmt.Errorf("write projections: %w", fault.Refused(err))
 	}
 	for _, c := range []*columns{&w.changed, &w.created} {
 		for _, r := range c.rows {

@@ -14,17 +14,17 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 	"github.com/cornjacket/platform-services/store"
 )
 
-type rows = map[event.ProjectionKey]*event.Projection
+type rows = map[store.ProjectionKey]*store.Projection
 
 // put returns a fold that sets a row, whatever it was.
-func put(k event.ProjectionKey, state string, position int64) func(rows) error {
+func put(k store.ProjectionKey, state string, position int64) func(rows) error {
 	return func(r rows) error {
-		row := &event.Projection{
+		row := &store.Projection{
 			Type: k.Type, AggregateID: k.AggregateID, State: jsontext.Value(state),
 			LastEventID: id(int(position)), LastEventTimestamp: t0, Position: position, EventCount: 1,
 		}
@@ -36,7 +36,7 @@ func put(k event.ProjectionKey, state string, position int64) func(rows) error {
 	}
 }
 
-func read(t *testing.T, pool *pgxpool.Pool, k event.ProjectionKey) event.Projection {
+func read(t *testing.T, pool *pgxpool.Pool, k store.ProjectionKey) store.Projection {
 	t.Helper()
 	p, err := store.NewReader(pool, pool).Projection(t.Context(), k.Type, k.AggregateID)
 	require.NoError(t, err)
@@ -49,7 +49,7 @@ func TestUpdateCreatesThenFoldsWhatIsThere(t *testing.T) {
 	p := store.NewProjections(pool)
 	k, other := key("device-1"), key("device-2")
 
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k, other, k}, func(r rows) error {
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k, other, k}, func(r rows) error {
 		require.Empty(t, r, "no row exists yet")
 		return put(k, `{"value":1}`, 5)(r)
 	}))
@@ -60,7 +60,7 @@ func TestUpdateCreatesThenFoldsWhatIsThere(t *testing.T) {
 	require.Equal(t, t0, first.LastEventTimestamp)
 	require.NotZero(t, first.ID)
 
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{other, k}, func(r rows) error {
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{other, k}, func(r rows) error {
 		require.Len(t, r, 1, "the other row was not added, so it does not exist")
 		row := r[k]
 		require.Equal(t, k.Type, row.Type)
@@ -83,9 +83,9 @@ func TestUpdateWritesOnlyRowsWhosePositionHasGrown(t *testing.T) {
 	pool := database(t)
 	p := store.NewProjections(pool)
 	k := key("device-1")
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, put(k, `{"value":1}`, 5)))
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, put(k, `{"value":1}`, 5)))
 	for _, position := range []int64{5, 4, 0} {
-		require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, put(k, `{"value":99}`, position)))
+		require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, put(k, `{"value":99}`, position)))
 		require.JSONEq(t, `{"value":1}`, string(read(t, pool, k).State), "position %d", position)
 	}
 	require.NoError(t, p.Update(t.Context(), nil, func(r rows) error { return nil }), "no keys")
@@ -97,12 +97,12 @@ func TestUpdateWithAnErrorOfFoldChangesNothing(t *testing.T) {
 	p := store.NewProjections(pool)
 	k := key("device-1")
 	refusal := errors.New("refused")
-	err := p.Update(t.Context(), []event.ProjectionKey{k}, func(r rows) error {
+	err := p.Update(t.Context(), []store.ProjectionKey{k}, func(r rows) error {
 		return errors.Join(put(k, `{}`, 1)(r), refusal)
 	})
 	require.ErrorIs(t, err, refusal)
 	_, err = store.NewReader(pool, pool).Projection(t.Context(), k.Type, k.AggregateID)
-	require.ErrorIs(t, err, store.ErrNotFound)
+	require.ErrorIs(t, err, fault.ErrNotFound)
 	require.Zero(t, pool.Stat().AcquiredConns(), "the transaction's connection is back")
 }
 
@@ -112,16 +112,16 @@ func TestUpdateMarksWhatNoRetryMendsAsPermanent(t *testing.T) {
 	pool := database(t)
 	p := store.NewProjections(pool)
 	good, bad := key("device-1"), key("device-2")
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{bad}, put(bad, `{}`, 1)))
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{bad}, put(bad, `{}`, 1)))
 	for name, state := range map[string]string{"NUL": `{"a":"\u0000"}`, "not JSON": `{`, "lone surrogate": `{"a":"\ud800"}`} {
-		err := p.Update(t.Context(), []event.ProjectionKey{good, bad}, func(r rows) error {
+		err := p.Update(t.Context(), []store.ProjectionKey{good, bad}, func(r rows) error {
 			return errors.Join(put(good, `{}`, 2)(r), put(bad, state, 2)(r))
 		})
 		require.Error(t, err, name)
-		require.True(t, event.IsPermanent(err), "%s: %v", name, err)
+		require.True(t, fault.IsPermanent(err), "%s: %v", name, err)
 	}
 	_, err := store.NewReader(pool, pool).Projection(t.Context(), good.Type, good.AggregateID)
-	require.ErrorIs(t, err, store.ErrNotFound)
+	require.ErrorIs(t, err, fault.ErrNotFound)
 }
 
 func TestUpdateIsNotPermanentWhenTheTableIsMissing(t *testing.T) {
@@ -130,9 +130,9 @@ func TestUpdateIsNotPermanentWhenTheTableIsMissing(t *testing.T) {
 	_, err := pool.Exec(t.Context(), `ALTER TABLE projections RENAME TO gone`)
 	require.NoError(t, err)
 	k := key("device-1")
-	err = store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, put(k, `{}`, 1))
+	err = store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{}`, 1))
 	require.Error(t, err)
-	require.False(t, event.IsPermanent(err), "%v", err)
+	require.False(t, fault.IsPermanent(err), "%v", err)
 }
 
 // What another instance writes, creates, deletes or moves between our reading and our writing is noticed: fold is given
@@ -147,10 +147,10 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 		count     int64
 	}{
 		"created": {false, func(t *testing.T, pool *pgxpool.Pool) {
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, increment(k, 5)))
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, increment(k, 5)))
 		}, "2", 2},
 		"changed": {true, func(t *testing.T, pool *pgxpool.Pool) {
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, increment(k, 5)))
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, increment(k, 5)))
 		}, "3", 3},
 		"deleted": {true, func(t *testing.T, pool *pgxpool.Pool) {
 			_, err := pool.Exec(t.Context(), `DELETE FROM projections WHERE aggregate_id = $1`, k.AggregateID)
@@ -161,7 +161,7 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 			require.NoError(t, err)
 			_, err = pool.Exec(t.Context(), `VACUUM projections`)
 			require.NoError(t, err)
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, put(k, "100", 1)))
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, "100", 1)))
 		}, "101", 2},
 		"moved": {true, func(t *testing.T, pool *pgxpool.Pool) {
 			_, err := pool.Exec(t.Context(), `UPDATE projections SET updated_at = now()`)
@@ -173,10 +173,10 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 			pool := database(t)
 			p := store.NewProjections(pool)
 			if tc.exists {
-				require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 1)))
+				require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 1)))
 			}
 			folds := 0
-			require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{other, k}, func(r rows) error {
+			require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{other, k}, func(r rows) error {
 				if folds++; folds == 1 {
 					tc.meanwhile(t, pool)
 				}
@@ -199,15 +199,15 @@ func TestUpdateDoesNotSkipByWhatItRemembers(t *testing.T) {
 	p := store.NewProjections(pool)
 	k := key("device-1")
 	for i := range 3 {
-		require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, int64(i+1))))
+		require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, int64(i+1))))
 	}
 	_, err := pool.Exec(t.Context(), `DELETE FROM projections`)
 	require.NoError(t, err)
 	for i := range 2 {
-		require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, int64(i+1))))
+		require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, int64(i+1))))
 		require.Equal(t, strconv.Itoa(i+1), string(read(t, pool, k).State))
 	}
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 2)))
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 2)))
 	require.Equal(t, "2", string(read(t, pool, k).State), "this one came again")
 }
 
@@ -217,26 +217,26 @@ func TestUpdateAfterALostConnection(t *testing.T) {
 	pool := database(t)
 	p := store.NewProjections(pool)
 	k := key("device-1")
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 1)))
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 1)))
 	_, err := pool.Exec(t.Context(), `CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
 		CREATE TRIGGER cut BEFORE UPDATE ON projections FOR EACH ROW EXECUTE FUNCTION cut()`)
 	require.NoError(t, err)
-	err = p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 2))
+	err = p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 2))
 	require.Error(t, err)
-	require.False(t, event.IsPermanent(err))
+	require.False(t, fault.IsPermanent(err))
 	_, err = pool.Exec(t.Context(), `DROP TRIGGER cut ON projections`)
 	require.NoError(t, err)
-	require.NoError(t, p.Update(t.Context(), []event.ProjectionKey{k}, increment(k, 2)))
+	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 2)))
 	require.Equal(t, "2", string(read(t, pool, k).State))
 }
 
-func increment(k event.ProjectionKey, position int64) func(rows) error {
+func increment(k store.ProjectionKey, position int64) func(rows) error {
 	return func(r rows) error { return count(r, k, position) }
 }
 
 // count is a reducer whose result shows every event that was lost or applied twice.
-func count(r rows, k event.ProjectionKey, position int64) error {
+func count(r rows, k store.ProjectionKey, position int64) error {
 	n := 0
 	if row := r[k]; row != nil {
 		if position <= row.Position {
@@ -251,7 +251,7 @@ func count(r rows, k event.ProjectionKey, position int64) error {
 }
 
 type step struct {
-	key      event.ProjectionKey
+	key      store.ProjectionKey
 	position int64
 }
 
@@ -284,14 +284,14 @@ func apply(t *testing.T, pool *pgxpool.Pool, stream []step, seed uint64) {
 		MinBackoff: time.Millisecond,
 		MaxBackoff: 10 * time.Millisecond,
 		Flush: func(ctx context.Context, batches [][]step) error {
-			var keys []event.ProjectionKey
+			var keys []store.ProjectionKey
 			for _, s := range batches[0] {
 				keys = append(keys, s.key)
 			}
 			return p.Update(ctx, keys, func(r rows) error {
 				for _, s := range batches[0] {
 					if err := count(r, s.key, s.position); err != nil {
-						return event.Permanent(err)
+						return fault.Permanent(err)
 					}
 				}
 				return nil
@@ -317,21 +317,21 @@ func TestConcurrentWritersOfDifferentEventsLoseNothing(t *testing.T) {
 	const writers, each = 6, 30
 	pool := database(t)
 	p := store.NewProjections(pool)
-	keys := []event.ProjectionKey{key("a"), key("b"), key("c")}
+	keys := []store.ProjectionKey{key("a"), key("b"), key("c")}
 	var running sync.WaitGroup
 	for range writers {
 		running.Go(func() {
 			b := window.NewBatcher(window.BatcherConfig[int]{
 				MaxBatch: 1, MinBackoff: time.Millisecond,
 				Flush: func(ctx context.Context, _ []int) error {
-					return p.Update(ctx, []event.ProjectionKey{keys[2], keys[0], keys[1]}, func(r rows) error {
+					return p.Update(ctx, []store.ProjectionKey{keys[2], keys[0], keys[1]}, func(r rows) error {
 						for _, k := range keys {
 							var last int64
 							if row := r[k]; row != nil {
 								last = row.Position
 							}
 							if err := count(r, k, last+1); err != nil {
-								return event.Permanent(err)
+								return fault.Permanent(err)
 							}
 						}
 						return nil
@@ -363,7 +363,7 @@ func TestUpdateEndsWithItsContext(t *testing.T) {
 	defer func() { require.NoError(t, tx.Rollback(context.Background())) }()
 	_, err = tx.Exec(t.Context(), `LOCK TABLE projections IN ACCESS EXCLUSIVE MODE`)
 	require.NoError(t, err)
-	err = store.NewProjections(pool).Update(within(t, 100*time.Millisecond), []event.ProjectionKey{k}, put(k, `{}`, 1))
+	err = store.NewProjections(pool).Update(within(t, 100*time.Millisecond), []store.ProjectionKey{k}, put(k, `{}`, 1))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.False(t, event.IsPermanent(err))
+	require.False(t, fault.IsPermanent(err))
 }

@@ -12,9 +12,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
-// Reader answers the query API. Its errors wrap [ErrNotFound] and [ErrUnavailable]. It may be used concurrently.
+// Reader answers the query API. Its errors wrap [fault.ErrNotFound] and [fault.ErrUnavailable]. It may be used concurrently.
 type Reader struct {
 	projections *pgxpool.Pool // of the event handler
 	events      *pgxpool.Pool // of ingestion
@@ -28,8 +29,8 @@ func NewReader(projections, events *pgxpool.Pool) *Reader {
 const projectionColumns = `projection_id, projection_type, aggregate_id, state::text, last_event_id,
 	last_event_timestamp, position, event_count, updated_at`
 
-func scanProjection(row pgx.CollectableRow) (event.Projection, error) {
-	var p event.Projection
+func scanProjection(row pgx.CollectableRow) (Projection, error) {
+	var p Projection
 	err := row.Scan((*[16]byte)(&p.ID), &p.Type, &p.AggregateID, (*[]byte)(&p.State), (*[16]byte)(&p.LastEventID),
 		&p.LastEventTimestamp, &p.Position, &p.EventCount, &p.UpdatedAt)
 	p.LastEventTimestamp, p.UpdatedAt = p.LastEventTimestamp.UTC(), p.UpdatedAt.UTC()
@@ -37,14 +38,14 @@ func scanProjection(row pgx.CollectableRow) (event.Projection, error) {
 }
 
 // Projection returns one projection.
-func (r *Reader) Projection(ctx context.Context, projectionType, aggregateID string) (event.Projection, error) {
+func (r *Reader) Projection(ctx context.Context, projectionType, aggregateID string) (Projection, error) {
 	rows, err := r.projections.Query(ctx, `SELECT `+projectionColumns+` FROM projections
 		WHERE projection_type = $1 AND aggregate_id = $2`, projectionType, aggregateID)
 	return one(rows, err, scanProjection, "read projection")
 }
 
 // Projections returns up to limit projections of a type, ordered by aggregate_id, behind the given one.
-func (r *Reader) Projections(ctx context.Context, projectionType, after string, limit int) ([]event.Projection, error) {
+func (r *Reader) Projections(ctx context.Context, projectionType, after string, limit int) ([]Projection, error) {
 	rows, err := r.projections.Query(ctx, `SELECT `+projectionColumns+` FROM projections
 		WHERE projection_type = $1 AND aggregate_id > $2 ORDER BY aggregate_id LIMIT $3`, projectionType, after, limit)
 	return all(rows, err, scanProjection, "list projections")
@@ -75,7 +76,7 @@ func (r *Reader) Event(ctx context.Context, id uuid.UUID) (event.Envelope, error
 }
 
 // Events returns events of the log that match a filter, the newest position first.
-func (r *Reader) Events(ctx context.Context, f event.Filter) ([]event.Envelope, error) {
+func (r *Reader) Events(ctx context.Context, f EventFilter) ([]event.Envelope, error) {
 	var where []string
 	var args []any
 	and := func(condition string, arg any) {
@@ -110,28 +111,28 @@ func (r *Reader) Events(ctx context.Context, f event.Filter) ([]event.Envelope, 
 func one[T any](rows pgx.Rows, err error, scan pgx.RowToFunc[T], what string) (T, error) {
 	var zero T
 	if err != nil {
-		return zero, fmt.Errorf("%s: %w", what, unavailable(err))
+		return zero, fmt.Errorf("%s: %w", what, fault.Unavailable(err))
 	}
 	v, err := pgx.CollectExactlyOneRow(rows, scan)
-	if errors.Is(err, pgx.ErrNoRows) || unmatchable(err) {
-		return zero, ErrNotFound
+	if errors.Is(err, pgx.ErrNoRows) || fault.Unmatchable(err) {
+		return zero, fault.ErrNotFound
 	}
 	if err != nil {
-		return zero, fmt.Errorf("%s: %w", what, unavailable(err))
+		return zero, fmt.Errorf("%s: %w", what, fault.Unavailable(err))
 	}
 	return v, nil
 }
 
 func all[T any](rows pgx.Rows, err error, scan pgx.RowToFunc[T], what string) ([]T, error) {
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, unavailable(err))
+		return nil, fmt.Errorf("%s: %w", what, fault.Unavailable(err))
 	}
 	list, err := pgx.CollectRows(rows, scan)
-	if unmatchable(err) {
+	if fault.Unmatchable(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, unavailable(err))
+		return nil, fmt.Errorf("%s: %w", what, fault.Unavailable(err))
 	}
 	return list, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/store"
 )
@@ -41,7 +42,7 @@ func fill(t *testing.T, pool *pgxpool.Pool, n int) []event.Envelope {
 	return all
 }
 
-func matches(f event.Filter, e event.Envelope) bool {
+func matches(f store.EventFilter, e event.Envelope) bool {
 	return (f.AggregateID == "" || f.AggregateID == e.AggregateID) && (f.EventType == "" || f.EventType == e.Type) &&
 		(f.From.IsZero() || !e.Time.Before(f.From)) && (f.To.IsZero() || e.Time.Before(f.To)) &&
 		(f.Before == 0 || e.Metadata.Position < f.Before)
@@ -54,7 +55,7 @@ func TestEventsSelectsByEveryFilterAndTheirCombinations(t *testing.T) {
 	r := store.NewReader(pool, pool)
 	seen := make(map[int]bool)
 	for mask := range 32 {
-		f := event.Filter{Limit: 100}
+		f := store.EventFilter{Limit: 100}
 		if mask&1 != 0 {
 			f.AggregateID = "device-2"
 		}
@@ -94,7 +95,7 @@ func TestEventsPagesByPosition(t *testing.T) {
 	r := store.NewReader(pool, pool)
 	for _, limit := range []int{1, 4, 17, 18} {
 		var got []event.Envelope
-		f := event.Filter{Limit: limit}
+		f := store.EventFilter{Limit: limit}
 		for {
 			page, err := r.Events(t.Context(), f)
 			require.NoError(t, err)
@@ -118,8 +119,8 @@ func TestProjectionsPagesByAggregate(t *testing.T) {
 	var want []string
 	ids := []string{"a", "B", "device-10", "device-9", "ä", "日本", "z", "_"}
 	for i, aggregate := range ids {
-		for _, k := range []event.ProjectionKey{key(aggregate), {Type: "user_session", AggregateID: aggregate}} {
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, put(k, `{}`, int64(i+1))))
+		for _, k := range []store.ProjectionKey{key(aggregate), {Type: "user_session", AggregateID: aggregate}} {
+			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{}`, int64(i+1))))
 		}
 		want = append(want, aggregate)
 	}
@@ -150,22 +151,22 @@ func TestReaderFindsOneOrNone(t *testing.T) {
 	pool := database(t)
 	stored := fill(t, pool, 3)
 	k := key("device-1")
-	require.NoError(t, store.NewProjections(pool).Update(t.Context(), []event.ProjectionKey{k}, put(k, `{"value":1}`, 9)))
+	require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{"value":1}`, 9)))
 	r := store.NewReader(pool, pool)
 
 	e, err := r.Event(t.Context(), stored[1].ID)
 	require.NoError(t, err)
 	require.Equal(t, stored[1], e)
 	_, err = r.Event(t.Context(), id(999))
-	require.ErrorIs(t, err, store.ErrNotFound)
-	require.NotErrorIs(t, err, store.ErrUnavailable)
+	require.ErrorIs(t, err, fault.ErrNotFound)
+	require.NotErrorIs(t, err, fault.ErrUnavailable)
 
 	p, err := r.Projection(t.Context(), k.Type, k.AggregateID)
 	require.NoError(t, err)
 	require.Equal(t, time.UTC, p.UpdatedAt.Location())
-	for _, wrong := range []event.ProjectionKey{key("device-2"), {Type: "user_session", AggregateID: "device-1"}} {
+	for _, wrong := range []store.ProjectionKey{key("device-2"), {Type: "user_session", AggregateID: "device-1"}} {
 		_, err = r.Projection(t.Context(), wrong.Type, wrong.AggregateID)
-		require.ErrorIs(t, err, store.ErrNotFound, wrong)
+		require.ErrorIs(t, err, fault.ErrNotFound, wrong)
 	}
 	list, err := r.Projections(t.Context(), "no_such_type", "", 10)
 	require.NoError(t, err)
@@ -180,19 +181,19 @@ func TestReaderFindsNothingForWhatCannotBeStored(t *testing.T) {
 	r := store.NewReader(pool, pool)
 	for _, text := range []string{"a\x00b", "\xff\xfe", "\xed\xa0\x80"} {
 		_, err := r.Projection(t.Context(), "sensor_state", text)
-		require.ErrorIs(t, err, store.ErrNotFound, "%q", text)
+		require.ErrorIs(t, err, fault.ErrNotFound, "%q", text)
 		_, err = r.Projection(t.Context(), text, "device-1")
-		require.ErrorIs(t, err, store.ErrNotFound, "%q", text)
+		require.ErrorIs(t, err, fault.ErrNotFound, "%q", text)
 		list, err := r.Projections(t.Context(), "sensor_state", text, 10)
 		require.NoError(t, err, "%q", text)
 		require.Empty(t, list)
-		for _, f := range []event.Filter{{AggregateID: text, Limit: 5}, {EventType: text, Limit: 5}} {
+		for _, f := range []store.EventFilter{{AggregateID: text, Limit: 5}, {EventType: text, Limit: 5}} {
 			events, err := r.Events(t.Context(), f)
 			require.NoError(t, err, "%q", text)
 			require.Empty(t, events)
 		}
 	}
-	_, err := r.Events(t.Context(), event.Filter{Limit: -1})
+	_, err := r.Events(t.Context(), store.EventFilter{Limit: -1})
 	require.Error(t, err, "a bug of the caller stays an error")
 }
 
@@ -201,7 +202,7 @@ func TestReaderReadsEachTableFromItsOwnDatabase(t *testing.T) {
 	projections, events := database(t), database(t)
 	stored := fill(t, events, 1)
 	k := key("device-1")
-	require.NoError(t, store.NewProjections(projections).Update(t.Context(), []event.ProjectionKey{k}, put(k, `{}`, 1)))
+	require.NoError(t, store.NewProjections(projections).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{}`, 1)))
 	r := store.NewReader(projections, events)
 	_, err := r.Event(t.Context(), stored[0].ID)
 	require.NoError(t, err)
@@ -215,7 +216,7 @@ func calls(r *store.Reader) map[string]func(context.Context) error {
 		"Projection":  func(ctx context.Context) error { _, err := r.Projection(ctx, "sensor_state", "x"); return err },
 		"Projections": func(ctx context.Context) error { _, err := r.Projections(ctx, "sensor_state", "", 5); return err },
 		"Event":       func(ctx context.Context) error { _, err := r.Event(ctx, id(1)); return err },
-		"Events":      func(ctx context.Context) error { _, err := r.Events(ctx, event.Filter{Limit: 5}); return err },
+		"Events":      func(ctx context.Context) error { _, err := r.Events(ctx, store.EventFilter{Limit: 5}); return err },
 	}
 }
 
@@ -229,20 +230,20 @@ func TestReaderOfAFrozenAndOfAStoppedServerIsUnavailable(t *testing.T) {
 	r := store.NewReader(pool, pool)
 	for name, call := range calls(r) {
 		err := call(t.Context())
-		require.True(t, err == nil || err == store.ErrNotFound, "%s: %v", name, err) //nolint:errorlint // it must not say more
+		require.True(t, err == nil || err == fault.ErrNotFound, "%s: %v", name, err) //nolint:errorlint // it must not say more
 	}
 
 	pgtest.Freeze(t, pg)
 	for name, call := range calls(r) {
 		started := time.Now()
 		err := call(within(t, 200*time.Millisecond))
-		require.ErrorIs(t, err, store.ErrUnavailable, name)
+		require.ErrorIs(t, err, fault.ErrUnavailable, name)
 		require.ErrorIs(t, err, context.DeadlineExceeded, name)
 		require.Less(t, time.Since(started), 5*time.Second, name)
 	}
 	found, err := store.Tables(within(t, 200*time.Millisecond), pool, "projections")
 	require.False(t, found)
-	require.ErrorIs(t, err, store.ErrUnavailable)
+	require.ErrorIs(t, err, fault.ErrUnavailable)
 	pgtest.Thaw(t, pg)
 	require.Eventually(t, func() bool { // it recovers by itself
 		found, err := store.Tables(t.Context(), pool, "projections")
@@ -251,7 +252,7 @@ func TestReaderOfAFrozenAndOfAStoppedServerIsUnavailable(t *testing.T) {
 
 	require.NoError(t, pg.Stop(within(t, 20*time.Second)))
 	for name, call := range calls(r) {
-		require.ErrorIs(t, call(within(t, 10*time.Second)), store.ErrUnavailable, name)
+		require.ErrorIs(t, call(within(t, 10*time.Second)), fault.ErrUnavailable, name)
 	}
 }
 
@@ -269,7 +270,7 @@ func TestReaderCutOffByTheStatementTimeoutIsUnavailable(t *testing.T) {
 	_, err = tx.Exec(t.Context(), `LOCK TABLE projections, event_store IN ACCESS EXCLUSIVE MODE`)
 	require.NoError(t, err)
 	for name, call := range calls(store.NewReader(pool, pool)) {
-		require.ErrorIs(t, call(within(t, 20*time.Second)), store.ErrUnavailable, name)
+		require.ErrorIs(t, call(within(t, 20*time.Second)), fault.ErrUnavailable, name)
 	}
 }
 

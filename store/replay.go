@@ -5,22 +5,22 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 func isNoRows(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
 
 // Replay hands a letter to its consumer again and marks it as replayed, in one transaction that holds the letter:
-// whoever comes second, from whatever instance, waits and finds it replayed. Errors: [ErrNotFound],
-// [*event.NotPendingError], and [*event.RefusedError], after which the letter is pending as before, with what was wrong
+// whoever comes second, from whatever instance, waits and finds it replayed. Errors: [fault.ErrNotFound],
+// [*deadletter.NotPendingError], and [*deadletter.RefusedError], after which the letter is pending as before, with what was wrong
 // this time. Any other error has changed nothing, or its commit is unknown; trying again is safe.
-func (l *Letters) Replay(ctx context.Context, id uuid.UUID, edit event.Edit) (event.Letter, error) {
-	var letter event.Letter
+func (l *Letters) Replay(ctx context.Context, id uuid.UUID, edit deadletter.Edit) (deadletter.Letter, error) {
+	var letter deadletter.Letter
 	var refusal error
 	err := l.transaction(ctx, func(tx pgx.Tx) error {
 		var err error
@@ -31,10 +31,10 @@ func (l *Letters) Replay(ctx context.Context, id uuid.UUID, edit event.Edit) (ev
 		return err
 	})
 	if err != nil {
-		return event.Letter{}, fmt.Errorf("replay dead letter: %w", err)
+		return deadletter.Letter{}, fmt.Errorf("replay dead letter: %w", err)
 	}
 	if refusal != nil {
-		return letter, &event.RefusedError{Err: refusal, Letter: letter}
+		return letter, &deadletter.RefusedError{Err: refusal, Letter: letter}
 	}
 	return letter, nil
 }
@@ -50,29 +50,29 @@ func (l *Letters) transaction(ctx context.Context, f func(tx pgx.Tx) error) erro
 		return own
 	}
 	if err != nil {
-		return unavailable(err)
+		return fault.Unavailable(err)
 	}
 	return nil
 }
 
 // pending locks a letter that is pending.
-func (l *Letters) pending(ctx context.Context, tx pgx.Tx, id uuid.UUID) (event.Letter, error) {
+func (l *Letters) pending(ctx context.Context, tx pgx.Tx, id uuid.UUID) (deadletter.Letter, error) {
 	letter, err := l.read(ctx, tx, id, "FOR UPDATE")
 	if err != nil {
-		return event.Letter{}, err
+		return deadletter.Letter{}, err
 	}
 	switch letter.Status {
-	case event.LetterPending:
+	case deadletter.Pending:
 		return letter, nil
-	case event.LetterReplayed:
-		return letter, &event.NotPendingError{ID: id, Status: letter.Status, At: *letter.ReplayedAt}
+	case deadletter.Replayed:
+		return letter, &deadletter.NotPendingError{ID: id, Status: letter.Status, At: *letter.ReplayedAt}
 	default:
-		return letter, &event.NotPendingError{ID: id, Status: letter.Status, At: *letter.DiscardedAt}
+		return letter, &deadletter.NotPendingError{ID: id, Status: letter.Status, At: *letter.DiscardedAt}
 	}
 }
 
 // attempt replays a letter that tx holds. A refusal of the consumer undoes what it did, and is noted in tx.
-func (l *Letters) attempt(ctx context.Context, tx pgx.Tx, letter *event.Letter, edit event.Edit) (refusal, err error) {
+func (l *Letters) attempt(ctx context.Context, tx pgx.Tx, letter *deadletter.Letter, edit deadletter.Edit) (refusal, err error) {
 	edited := *letter
 	edited.EditedBytes, edited.EditedTopic = edit.Payload, edit.Topic
 	var eventID uuid.UUID
@@ -85,13 +85,13 @@ func (l *Letters) attempt(ctx context.Context, tx pgx.Tx, letter *event.Letter, 
 	switch {
 	case inner == nil:
 		return nil, l.markReplayed(ctx, tx, letter, &edited, eventID, note)
-	case event.IsPermanent(inner):
+	case fault.IsPermanent(inner):
 		return inner, l.markRefused(ctx, tx, letter, inner)
-	case event.Unstorable(inner):
-		inner = event.Permanent(fmt.Errorf("cannot be stored by the database: %s", messageOf(inner)))
+	case fault.Unstorable(inner):
+		inner = fault.Permanent(fmt.Errorf("cannot be stored by the database: %s", messageOf(inner)))
 		return inner, l.markRefused(ctx, tx, letter, inner)
 	}
-	return nil, unavailable(inner)
+	return nil, fault.Unavailable(inner)
 }
 
 // messageOf is what the database says, without the statement or the connection that it was about.
@@ -103,26 +103,26 @@ func messageOf(err error) string {
 	return err.Error()
 }
 
-func (l *Letters) markReplayed(ctx context.Context, tx pgx.Tx, letter, edited *event.Letter, eventID uuid.UUID, note string) error {
+func (l *Letters) markReplayed(ctx context.Context, tx pgx.Tx, letter, edited *deadletter.Letter, eventID uuid.UUID, note string) error {
 	err := tx.QueryRow(ctx, `UPDATE dlq SET status = 'replayed', replayed_at = now(), replay_payload = $2,
 			replay_topic = nullif($3, ''), event_id = coalesce(event_id, $4), reason = nullif($5, '')
 		WHERE dlq_id = $1 RETURNING replayed_at, event_id`,
 		letter.ID, edited.EditedBytes, text(edited.EditedTopic), pgtype.UUID{Bytes: eventID, Valid: eventID != uuid.Nil}, text(note)).
 		Scan(&letter.ReplayedAt, (*pgUUID)(&letter.EventID))
 	if err != nil {
-		return fmt.Errorf("mark dead letter as replayed: %w", unavailable(err))
+		return fmt.Errorf("mark dead letter as replayed: %w", fault.Unavailable(err))
 	}
-	letter.Status, letter.Reason = event.LetterReplayed, note
+	letter.Status, letter.Reason = deadletter.Replayed, note
 	letter.EditedBytes, letter.EditedTopic = edited.EditedBytes, edited.EditedTopic
 	return nil
 }
 
-func (l *Letters) markRefused(ctx context.Context, tx pgx.Tx, letter *event.Letter, why error) error {
+func (l *Letters) markRefused(ctx context.Context, tx pgx.Tx, letter *deadletter.Letter, why error) error {
 	letter.Error = text(why.Error())
 	err := tx.QueryRow(ctx, `UPDATE dlq SET retry_count = retry_count + 1, error_message = $2, retried_at = now()
 		WHERE dlq_id = $1 RETURNING retry_count, retried_at`, letter.ID, letter.Error).Scan(&letter.RetryCount, &letter.RetriedAt)
 	if err != nil {
-		return fmt.Errorf("note that the replay was refused: %w", unavailable(err))
+		return fmt.Errorf("note that the replay was refused: %w", fault.Unavailable(err))
 	}
 	return nil
 }
@@ -136,9 +136,9 @@ func (u *pgUUID) ScanUUID(v pgtype.UUID) error {
 	return nil
 }
 
-// Discard marks a letter as one that is not to be applied. Errors: [ErrNotFound], [*event.NotPendingError].
-func (l *Letters) Discard(ctx context.Context, id uuid.UUID, reason string) (event.Letter, error) {
-	var letter event.Letter
+// Discard marks a letter as one that is not to be applied. Errors: [fault.ErrNotFound], [*deadletter.NotPendingError].
+func (l *Letters) Discard(ctx context.Context, id uuid.UUID, reason string) (deadletter.Letter, error) {
+	var letter deadletter.Letter
 	err := l.transaction(ctx, func(tx pgx.Tx) error {
 		var err error
 		if letter, err = l.pending(ctx, tx, id); err != nil {
@@ -147,19 +147,19 @@ func (l *Letters) Discard(ctx context.Context, id uuid.UUID, reason string) (eve
 		err = tx.QueryRow(ctx, `UPDATE dlq SET status = 'discarded', discarded_at = now(), reason = nullif($2, '')
 			WHERE dlq_id = $1 RETURNING discarded_at`, id, text(reason)).Scan(&letter.DiscardedAt)
 		if err != nil {
-			return unavailable(err)
+			return fault.Unavailable(err)
 		}
-		letter.Status, letter.Reason = event.LetterDiscarded, text(reason)
+		letter.Status, letter.Reason = deadletter.Discarded, text(reason)
 		return nil
 	})
 	if err != nil {
-		return event.Letter{}, fmt.Errorf("discard dead letter: %w", err)
+		return deadletter.Letter{}, fmt.Errorf("discard dead letter: %w", err)
 	}
 	return letter, nil
 }
 
 // isGone tells that a letter is not to be replayed any more.
 func isGone(err error) bool {
-	var not *event.NotPendingError
-	return errors.As(err, &not) || errors.Is(err, ErrNotFound)
+	var not *deadletter.NotPendingError
+	return errors.As(err, &not) || errors.Is(err, fault.ErrNotFound)
 }

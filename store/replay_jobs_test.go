@@ -7,18 +7,19 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/store"
 )
 
 // runAll claims a bulk replay and runs it to its end.
-func (b *bench) runAll(t *testing.T, id uuid.UUID) event.Replay {
+func (b *bench) runAll(t *testing.T, id uuid.UUID) deadletter.Replay {
 	t.Helper()
 	runner := uuid.New()
 	r, err := b.ClaimReplay(t.Context(), runner)
 	require.NoError(t, err)
 	require.Equal(t, id, r.ID)
-	require.Equal(t, event.ReplayRunning, r.Status)
+	require.Equal(t, deadletter.ReplayRunning, r.Status)
 	for done := false; !done; {
 		done, err = b.RunReplay(t.Context(), id, runner)
 		require.NoError(t, err)
@@ -33,7 +34,7 @@ func TestABulkReplayIsAboutTheSetThatWasFrozen(t *testing.T) {
 	b := newBench(t, counting)
 	var ids []uuid.UUID
 	for i := range 6 {
-		ids = append(ids, b.put(t, int64(i), func(l *event.DeadLetter) {
+		ids = append(ids, b.put(t, int64(i), func(l *deadletter.Entry) {
 			if i == 3 {
 				bad(l)
 			}
@@ -41,22 +42,22 @@ func TestABulkReplayIsAboutTheSetThatWasFrozen(t *testing.T) {
 	}
 	_, err := b.Discard(t.Context(), ids[0], "")
 	require.NoError(t, err)
-	filter := event.LetterFilter{Consumer: "eventhandler", Error: "REF", From: t0, To: t0.Add(time.Hour)}
+	filter := deadletter.Filter{Consumer: "eventhandler", Error: "REF", From: t0, To: t0.Add(time.Hour)}
 	started, err := b.StartReplay(t.Context(), id(1), filter, 7)
 	require.NoError(t, err)
-	require.Equal(t, event.ReplayQueued, started.Status)
+	require.Equal(t, deadletter.ReplayQueued, started.Status)
 	require.Equal(t, int64(5), started.Total)
 	require.InDelta(t, 7, started.Rate, 0)
-	filter.Status = event.LetterPending
+	filter.Status = deadletter.Pending
 	require.True(t, filter.From.Equal(started.Filter.From))
 	started.Filter.From, started.Filter.To = filter.From, filter.To
 	require.Equal(t, filter, started.Filter)
 
 	late := b.put(t, 100, nil)
-	_, err = b.Replay(t.Context(), ids[5], event.Edit{}) // somebody is faster
+	_, err = b.Replay(t.Context(), ids[5], deadletter.Edit{}) // somebody is faster
 	require.NoError(t, err)
 	ended := b.runAll(t, id(1))
-	require.Equal(t, event.ReplayDone, ended.Status)
+	require.Equal(t, deadletter.ReplayDone, ended.Status)
 	require.Equal(t, []int64{5, 3, 1, 1, 0}, []int64{ended.Total, ended.Replayed, ended.Failed, ended.Skipped, ended.Left()})
 	require.Equal(t, "it is bad", ended.LastError)
 	require.NotNil(t, ended.FinishedAt)
@@ -68,36 +69,36 @@ func TestABulkReplayIsAboutTheSetThatWasFrozen(t *testing.T) {
 	}
 	l, err := b.Letter(t.Context(), late.ID)
 	require.NoError(t, err)
-	require.Equal(t, event.LetterPending, l.Status, "it came after the set was frozen")
+	require.Equal(t, deadletter.Pending, l.Status, "it came after the set was frozen")
 	_, err = b.ClaimReplay(t.Context(), uuid.New())
-	require.ErrorIs(t, err, store.ErrNotFound, "there is nothing left to run")
+	require.ErrorIs(t, err, fault.ErrNotFound, "there is nothing left to run")
 }
 
 func TestALetterWaitsInOneBulkReplay(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, counting)
 	b.put(t, 1, nil)
-	first, err := b.StartReplay(t.Context(), id(1), event.LetterFilter{}, 1)
+	first, err := b.StartReplay(t.Context(), id(1), deadletter.Filter{}, 1)
 	require.NoError(t, err)
-	second, err := b.StartReplay(t.Context(), id(2), event.LetterFilter{}, 1)
+	second, err := b.StartReplay(t.Context(), id(2), deadletter.Filter{}, 1)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), first.Total)
 	require.Zero(t, second.Total)
-	require.Equal(t, event.ReplayDone, second.Status)
+	require.Equal(t, deadletter.ReplayDone, second.Status)
 	list, err := b.BulkReplays(t.Context(), 10)
 	require.NoError(t, err)
 	require.Len(t, list, 2)
 	require.Equal(t, id(2), list[0].ID, "the newest first")
 	_, err = b.BulkReplay(t.Context(), id(3))
-	require.ErrorIs(t, err, store.ErrNotFound)
+	require.ErrorIs(t, err, fault.ErrNotFound)
 
 	other := store.NewLetters(b.pool, "ingestion", map[string]store.Apply{"ingestion": counting})
 	_, err = other.BulkReplay(t.Context(), id(1))
-	require.ErrorIs(t, err, store.ErrNotFound, "it is another service's")
+	require.ErrorIs(t, err, fault.ErrNotFound, "it is another service's")
 	_, err = other.CancelReplay(t.Context(), id(1))
-	require.ErrorIs(t, err, store.ErrNotFound)
+	require.ErrorIs(t, err, fault.ErrNotFound)
 	_, err = other.ClaimReplay(t.Context(), uuid.New())
-	require.ErrorIs(t, err, store.ErrNotFound)
+	require.ErrorIs(t, err, fault.ErrNotFound)
 	require.Equal(t, int64(1), b.runAll(t, id(1)).Replayed)
 }
 
@@ -107,7 +108,7 @@ func TestAnInterruptedBulkReplayGoesOn(t *testing.T) {
 	for i := range 4 {
 		b.put(t, int64(i), nil)
 	}
-	_, err := b.StartReplay(t.Context(), id(1), event.LetterFilter{}, 1)
+	_, err := b.StartReplay(t.Context(), id(1), deadletter.Filter{}, 1)
 	require.NoError(t, err)
 	dead, next := uuid.New(), uuid.New()
 	_, err = b.ClaimReplay(t.Context(), dead)
@@ -115,18 +116,18 @@ func TestAnInterruptedBulkReplayGoesOn(t *testing.T) {
 	_, err = b.RunReplay(t.Context(), id(1), dead)
 	require.NoError(t, err)
 	_, err = b.ClaimReplay(t.Context(), next)
-	require.ErrorIs(t, err, store.ErrNotFound, "it is somebody's")
+	require.ErrorIs(t, err, fault.ErrNotFound, "it is somebody's")
 
 	// The lease of who has crashed runs out.
 	_, err = b.pool.Exec(t.Context(), `UPDATE dlq_replays SET lease_until = now() - interval '1 second'`)
 	require.NoError(t, err)
 	r, err := b.BulkReplay(t.Context(), id(1))
 	require.NoError(t, err)
-	require.Equal(t, event.ReplayInterrupted, r.Status)
+	require.Equal(t, deadletter.ReplayInterrupted, r.Status)
 	require.Equal(t, int64(3), r.Left())
 	r, err = b.ClaimReplay(t.Context(), next)
 	require.NoError(t, err)
-	require.Equal(t, event.ReplayRunning, r.Status)
+	require.Equal(t, deadletter.ReplayRunning, r.Status)
 
 	// Who was only slow finds out, and has no effect.
 	_, err = b.RunReplay(t.Context(), id(1), dead)
@@ -147,7 +148,7 @@ func TestACancelledBulkReplayLeavesLettersPending(t *testing.T) {
 	for i := range 3 {
 		b.put(t, int64(i), nil)
 	}
-	_, err := b.StartReplay(t.Context(), id(1), event.LetterFilter{}, 1)
+	_, err := b.StartReplay(t.Context(), id(1), deadletter.Filter{}, 1)
 	require.NoError(t, err)
 	runner := uuid.New()
 	_, err = b.ClaimReplay(t.Context(), runner)
@@ -156,7 +157,7 @@ func TestACancelledBulkReplayLeavesLettersPending(t *testing.T) {
 	require.NoError(t, err)
 	r, err := b.CancelReplay(t.Context(), id(1))
 	require.NoError(t, err)
-	require.Equal(t, event.ReplayCancelled, r.Status)
+	require.Equal(t, deadletter.ReplayCancelled, r.Status)
 	require.Equal(t, int64(2), r.Left())
 	_, err = b.RunReplay(t.Context(), id(1), runner)
 	require.ErrorIs(t, err, store.ErrLost)
@@ -164,7 +165,7 @@ func TestACancelledBulkReplayLeavesLettersPending(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, r, again)
 	require.Equal(t, int64(1), b.effects(t, "device-1"))
-	_, err = b.StartReplay(t.Context(), id(2), event.LetterFilter{}, 1)
+	_, err = b.StartReplay(t.Context(), id(2), deadletter.Filter{}, 1)
 	require.NoError(t, err)
 	require.Equal(t, int64(2), b.runAll(t, id(2)).Replayed, "they can be replayed anew")
 }

@@ -9,8 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
 // ReplayedBefore returns the letter through whose replay a consumer has applied an event, the nil UUID without one. An
@@ -33,9 +31,9 @@ var errCreated = errors.New("projection was created by another writer at the sam
 
 // UpdateProjections locks the rows of keys within tx, lets fold change or add some, and writes those whose event count
 // has grown: by it other writers see that they were not alone. Rows that don't exist are missing from the map.
-func UpdateProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey, fold func(rows map[event.ProjectionKey]*event.Projection) error) error {
+func UpdateProjections(ctx context.Context, tx pgx.Tx, keys []ProjectionKey, fold func(rows map[ProjectionKey]*Projection) error) error {
 	keys = slices.Clone(keys)
-	slices.SortFunc(keys, func(a, b event.ProjectionKey) int { // the order of all writers: no deadlocks
+	slices.SortFunc(keys, func(a, b ProjectionKey) int { // the order of all writers: no deadlocks
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.AggregateID, b.AggregateID))
 	})
 	keys = slices.Compact(keys)
@@ -49,7 +47,7 @@ func UpdateProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKe
 			if err != nil {
 				return err
 			}
-			before := make(map[event.ProjectionKey]int64, len(rows))
+			before := make(map[ProjectionKey]int64, len(rows))
 			for k, r := range rows {
 				before[k] = r.EventCount
 			}
@@ -65,10 +63,10 @@ func UpdateProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKe
 	return err
 }
 
-func lockProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey) (map[event.ProjectionKey]*event.Projection, error) {
-	found := make(map[event.ProjectionKey]*event.Projection, len(keys))
+func lockProjections(ctx context.Context, tx pgx.Tx, keys []ProjectionKey) (map[ProjectionKey]*Projection, error) {
+	found := make(map[ProjectionKey]*Projection, len(keys))
 	for _, k := range keys {
-		r := event.Projection{Type: k.Type, AggregateID: k.AggregateID}
+		r := Projection{Type: k.Type, AggregateID: k.AggregateID}
 		err := tx.QueryRow(ctx, `SELECT state::text, last_event_id, last_event_timestamp, position, event_count
 			FROM projections WHERE projection_type = $1 AND aggregate_id = $2 FOR UPDATE`, k.Type, k.AggregateID).
 			Scan((*[]byte)(&r.State), (*[16]byte)(&r.LastEventID), &r.LastEventTimestamp, &r.Position, &r.EventCount)
@@ -83,7 +81,7 @@ func lockProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey)
 }
 
 // writeProjections writes what has changed since the rows had these event counts.
-func writeProjections(ctx context.Context, tx pgx.Tx, keys []event.ProjectionKey, rows map[event.ProjectionKey]*event.Projection, before map[event.ProjectionKey]int64) error {
+func writeProjections(ctx context.Context, tx pgx.Tx, keys []ProjectionKey, rows map[ProjectionKey]*Projection, before map[ProjectionKey]int64) error {
 	for _, k := range keys {
 		r := rows[k]
 		if r == nil {

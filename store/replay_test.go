@@ -12,28 +12,29 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/store"
 )
 
 // counting is a consumer whose effect is one more on a projection of the letter's key; what is written "bad" it refuses.
-func counting(ctx context.Context, tx pgx.Tx, l *event.Letter) (uuid.UUID, string, error) {
+func counting(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 	e := l.EventID
 	if e == uuid.Nil {
 		e = id(999)
 	}
-	err := store.UpdateProjections(ctx, tx, []event.ProjectionKey{key(l.Key)}, func(rows map[event.ProjectionKey]*event.Projection) error {
+	err := store.UpdateProjections(ctx, tx, []store.ProjectionKey{key(l.Key)}, func(rows map[store.ProjectionKey]*store.Projection) error {
 		r := rows[key(l.Key)]
 		if r == nil {
-			r = &event.Projection{Type: "sensor_state", AggregateID: l.Key, LastEventID: e, LastEventTimestamp: t0, Position: 1}
+			r = &store.Projection{Type: "sensor_state", AggregateID: l.Key, LastEventID: e, LastEventTimestamp: t0, Position: 1}
 			rows[key(l.Key)] = r
 		}
 		r.State, r.EventCount = []byte(`{}`), r.EventCount+1
 		return nil
 	})
 	if err == nil && string(l.Bytes()) == "bad" {
-		err = event.Permanent(errors.New("it is bad"))
+		err = fault.Permanent(errors.New("it is bad"))
 	}
 	return e, "", err
 }
@@ -55,7 +56,7 @@ func newBench(t *testing.T, apply store.Apply) *bench {
 }
 
 // put adds a letter at an offset and returns it as it is kept.
-func (b *bench) put(t *testing.T, offset int64, change func(l *event.DeadLetter)) event.Letter {
+func (b *bench) put(t *testing.T, offset int64, change func(l *deadletter.Entry)) deadletter.Letter {
 	t.Helper()
 	l := letter("eventhandler", 0, offset)
 	l.FailedAt = t0.Add(time.Duration(offset) * time.Second)
@@ -63,7 +64,7 @@ func (b *bench) put(t *testing.T, offset int64, change func(l *event.DeadLetter)
 		change(&l)
 	}
 	require.NoError(t, b.add.Add(t.Context(), l))
-	list, err := b.List(t.Context(), event.LetterFilter{Topic: l.Topic, Limit: 1000})
+	list, err := b.List(t.Context(), deadletter.Filter{Topic: l.Topic, Limit: 1000})
 	require.NoError(t, err)
 	for _, found := range list {
 		if *found.Offset == offset {
@@ -73,7 +74,7 @@ func (b *bench) put(t *testing.T, offset int64, change func(l *event.DeadLetter)
 		}
 	}
 	require.FailNow(t, "the letter is not listed")
-	return event.Letter{}
+	return deadletter.Letter{}
 }
 
 func (b *bench) effects(t *testing.T, aggregate string) (n int64) {
@@ -83,29 +84,29 @@ func (b *bench) effects(t *testing.T, aggregate string) (n int64) {
 	return n
 }
 
-func bad(l *event.DeadLetter) { l.Payload = []byte("bad") }
+func bad(l *deadletter.Entry) { l.Payload = []byte("bad") }
 
 func TestReplayAppliesAndMarks(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, counting)
 	l := b.put(t, 1, nil)
-	got, err := b.Replay(t.Context(), l.ID, event.Edit{})
+	got, err := b.Replay(t.Context(), l.ID, deadletter.Edit{})
 	require.NoError(t, err)
-	require.Equal(t, event.LetterReplayed, got.Status)
+	require.Equal(t, deadletter.Replayed, got.Status)
 	require.NotNil(t, got.ReplayedAt)
 	require.Equal(t, int64(1), b.effects(t, "device-1"))
 	stored, err := b.Letter(t.Context(), l.ID)
 	require.NoError(t, err)
 	require.Equal(t, got, stored)
 
-	_, err = b.Replay(t.Context(), l.ID, event.Edit{})
-	var not *event.NotPendingError
+	_, err = b.Replay(t.Context(), l.ID, deadletter.Edit{})
+	var not *deadletter.NotPendingError
 	require.ErrorAs(t, err, &not)
-	require.Equal(t, event.LetterReplayed, not.Status)
+	require.Equal(t, deadletter.Replayed, not.Status)
 	_, err = b.Discard(t.Context(), l.ID, "")
 	require.ErrorAs(t, err, &not)
-	_, err = b.Replay(t.Context(), uuid.New(), event.Edit{})
-	require.ErrorIs(t, err, store.ErrNotFound)
+	_, err = b.Replay(t.Context(), uuid.New(), deadletter.Edit{})
+	require.ErrorIs(t, err, fault.ErrNotFound)
 	require.Equal(t, int64(1), b.effects(t, "device-1"))
 }
 
@@ -114,20 +115,20 @@ func TestARefusedReplayChangesNothingButTheLetter(t *testing.T) {
 	b := newBench(t, counting)
 	l := b.put(t, 1, bad)
 	for n := 1; n <= 2; n++ {
-		_, err := b.Replay(t.Context(), l.ID, event.Edit{})
-		var refused *event.RefusedError
+		_, err := b.Replay(t.Context(), l.ID, deadletter.Edit{})
+		var refused *deadletter.RefusedError
 		require.ErrorAs(t, err, &refused)
 		require.EqualError(t, err, "it is bad")
 		stored, err := b.Letter(t.Context(), l.ID)
 		require.NoError(t, err)
-		require.Equal(t, event.LetterPending, stored.Status)
+		require.Equal(t, deadletter.Pending, stored.Status)
 		require.Equal(t, 3+n, stored.RetryCount)
 		require.Equal(t, "it is bad", stored.Error)
 		require.NotNil(t, stored.RetriedAt)
 		require.Equal(t, stored, refused.Letter)
 		require.Zero(t, b.effects(t, "device-1"), "what the consumer had done is undone")
 	}
-	got, err := b.Replay(t.Context(), l.ID, event.Edit{Payload: []byte("good"), Topic: "events"})
+	got, err := b.Replay(t.Context(), l.ID, deadletter.Edit{Payload: []byte("good"), Topic: "events"})
 	require.NoError(t, err)
 	stored, err := b.Letter(t.Context(), l.ID)
 	require.NoError(t, err)
@@ -141,13 +142,13 @@ func TestARefusedReplayChangesNothingButTheLetter(t *testing.T) {
 // What the database refuses of an effect is a refusal, without the statement in its text.
 func TestWhatCannotBeStoredIsRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, func(ctx context.Context, tx pgx.Tx, _ *event.Letter) (uuid.UUID, string, error) {
+	b := newBench(t, func(ctx context.Context, tx pgx.Tx, _ *deadletter.Letter) (uuid.UUID, string, error) {
 		_, err := tx.Exec(ctx, `INSERT INTO projections (projection_type) VALUES (NULL)`)
 		return uuid.Nil, "", err
 	})
 	l := b.put(t, 1, nil)
-	_, err := b.Replay(t.Context(), l.ID, event.Edit{})
-	var refused *event.RefusedError
+	_, err := b.Replay(t.Context(), l.ID, deadletter.Edit{})
+	var refused *deadletter.RefusedError
 	require.ErrorAs(t, err, &refused)
 	require.ErrorContains(t, err, "cannot be stored by the database")
 	require.NotContains(t, err.Error(), "INSERT")
@@ -159,15 +160,15 @@ func TestDiscard(t *testing.T) {
 	l := b.put(t, 1, nil)
 	got, err := b.Discard(t.Context(), l.ID, "a test\x00")
 	require.NoError(t, err)
-	require.Equal(t, event.LetterDiscarded, got.Status)
+	require.Equal(t, deadletter.Discarded, got.Status)
 	stored, err := b.Letter(t.Context(), l.ID)
 	require.NoError(t, err)
 	require.Equal(t, got, stored)
 	require.Equal(t, "a test\uFFFD", stored.Reason)
-	_, err = b.Replay(t.Context(), l.ID, event.Edit{})
-	var not *event.NotPendingError
+	_, err = b.Replay(t.Context(), l.ID, deadletter.Edit{})
+	var not *deadletter.NotPendingError
 	require.ErrorAs(t, err, &not)
-	require.Equal(t, event.LetterDiscarded, not.Status)
+	require.Equal(t, deadletter.Discarded, not.Status)
 	require.Zero(t, b.effects(t, "device-1"))
 }
 
@@ -196,8 +197,8 @@ func TestConcurrentReplaysHaveOneEffect(t *testing.T) {
 	for _, id := range ids {
 		for c := range clicks {
 			asked.Go(func() {
-				_, err := instances[c%2].Replay(context.Background(), id, event.Edit{})
-				var not *event.NotPendingError
+				_, err := instances[c%2].Replay(context.Background(), id, deadletter.Edit{})
+				var not *deadletter.NotPendingError
 				mu.Lock()
 				defer mu.Unlock()
 				switch {
@@ -221,7 +222,7 @@ func TestConcurrentReplaysHaveOneEffect(t *testing.T) {
 func TestACrashBetweenEffectAndMark(t *testing.T) {
 	t.Parallel()
 	crash := true
-	b := newBench(t, func(ctx context.Context, tx pgx.Tx, l *event.Letter) (uuid.UUID, string, error) {
+	b := newBench(t, func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 		e, note, err := counting(ctx, tx, l)
 		if crash && err == nil {
 			_, err = tx.Exec(ctx, `SELECT pg_terminate_backend(pg_backend_pid())`)
@@ -229,14 +230,14 @@ func TestACrashBetweenEffectAndMark(t *testing.T) {
 		return e, note, err
 	})
 	l := b.put(t, 1, nil)
-	_, err := b.Replay(t.Context(), l.ID, event.Edit{})
-	require.ErrorIs(t, err, store.ErrUnavailable)
+	_, err := b.Replay(t.Context(), l.ID, deadletter.Edit{})
+	require.ErrorIs(t, err, fault.ErrUnavailable)
 	require.Zero(t, b.effects(t, "device-1"))
 	stored, err := b.Letter(t.Context(), l.ID)
 	require.NoError(t, err)
 	require.Equal(t, l, stored, "as it was")
 	crash = false
-	_, err = b.Replay(t.Context(), l.ID, event.Edit{})
+	_, err = b.Replay(t.Context(), l.ID, deadletter.Edit{})
 	require.NoError(t, err)
 	require.Equal(t, int64(1), b.effects(t, "device-1"))
 }
@@ -245,7 +246,7 @@ func TestReplayedBefore(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, counting)
 	first := b.put(t, 1, nil)
-	second := b.put(t, 2, func(l *event.DeadLetter) { l.EventID = first.EventID })
+	second := b.put(t, 2, func(l *deadletter.Entry) { l.EventID = first.EventID })
 	find := func() (other uuid.UUID) {
 		require.NoError(t, pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) (err error) {
 			other, err = store.ReplayedBefore(t.Context(), tx, "eventhandler", first.EventID, second.ID)
@@ -254,7 +255,7 @@ func TestReplayedBefore(t *testing.T) {
 		return other
 	}
 	require.Equal(t, uuid.Nil, find())
-	_, err := b.Replay(t.Context(), first.ID, event.Edit{})
+	_, err := b.Replay(t.Context(), first.ID, deadletter.Edit{})
 	require.NoError(t, err)
 	require.Equal(t, first.ID, find())
 }
@@ -265,14 +266,14 @@ func TestLettersAreListedInPages(t *testing.T) {
 	other := letter("ingestion", 0, 1)
 	require.NoError(t, b.add.Add(t.Context(), other))
 	for i := range 9 {
-		b.put(t, int64(i), func(l *event.DeadLetter) {
+		b.put(t, int64(i), func(l *deadletter.Entry) {
 			l.FailedAt = t0.Add(time.Duration(i/3) * time.Second) // three at a time
 			l.Error = []string{"Too HOT to hold", "100% _wrong"}[i%2]
 			l.EventType = []string{"sensor.reading", "sensor.heartbeat"}[i%2]
 		})
 	}
 	var seen []int64
-	f := event.LetterFilter{Limit: 2}
+	f := deadletter.Filter{Limit: 2}
 	for {
 		page, err := b.List(t.Context(), f)
 		require.NoError(t, err)
@@ -290,21 +291,21 @@ func TestLettersAreListedInPages(t *testing.T) {
 		require.Equal(t, int64(2-i/3), offset/3, "the newest first")
 	}
 	for _, c := range []struct {
-		filter event.LetterFilter
+		filter deadletter.Filter
 		want   int64
 	}{
-		{event.LetterFilter{}, 9},
-		{event.LetterFilter{Consumer: "eventhandler"}, 9},
-		{event.LetterFilter{Consumer: "ingestion"}, 0},
-		{event.LetterFilter{Error: "hot"}, 5},
-		{event.LetterFilter{Error: "% _"}, 4},
-		{event.LetterFilter{Error: "_____"}, 0},
-		{event.LetterFilter{EventType: "sensor.heartbeat"}, 4},
-		{event.LetterFilter{EventID: id(4)}, 1},
-		{event.LetterFilter{Topic: "user-actions"}, 0},
-		{event.LetterFilter{Status: event.LetterReplayed}, 0},
-		{event.LetterFilter{From: t0.Add(time.Second), To: t0.Add(2 * time.Second)}, 3},
-		{event.LetterFilter{Error: "a\x00b"}, 0},
+		{deadletter.Filter{}, 9},
+		{deadletter.Filter{Consumer: "eventhandler"}, 9},
+		{deadletter.Filter{Consumer: "ingestion"}, 0},
+		{deadletter.Filter{Error: "hot"}, 5},
+		{deadletter.Filter{Error: "% _"}, 4},
+		{deadletter.Filter{Error: "_____"}, 0},
+		{deadletter.Filter{EventType: "sensor.heartbeat"}, 4},
+		{deadletter.Filter{EventID: id(4)}, 1},
+		{deadletter.Filter{Topic: "user-actions"}, 0},
+		{deadletter.Filter{Status: deadletter.Replayed}, 0},
+		{deadletter.Filter{From: t0.Add(time.Second), To: t0.Add(2 * time.Second)}, 3},
+		{deadletter.Filter{Error: "a\x00b"}, 0},
 	} {
 		n, err := b.Count(t.Context(), c.filter)
 		require.NoError(t, err)
@@ -323,9 +324,9 @@ func TestAListHasOnlyTheBeginningOfAPayload(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, counting)
 	large := make([]byte, 5000)
-	whole := b.put(t, 1, func(l *event.DeadLetter) { l.Payload = large })
+	whole := b.put(t, 1, func(l *deadletter.Entry) { l.Payload = large })
 	require.Len(t, whole.Payload, 5000)
-	list, err := b.List(t.Context(), event.LetterFilter{Limit: 10})
+	list, err := b.List(t.Context(), deadletter.Filter{Limit: 10})
 	require.NoError(t, err)
 	require.Len(t, list[0].Payload, 1024)
 	require.Equal(t, 5000, list[0].Size)

@@ -4,24 +4,12 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/cornjacket/platform-services/event"
-)
-
-// Errors of this package.
-var (
-	// ErrNotFound says that there is no such row.
-	ErrNotFound = errors.New("not found")
-	// ErrUnavailable says that the database can't be reached or does not answer; trying again later may help.
-	ErrUnavailable = errors.New("database is unavailable")
 )
 
 // PoolConfig configures a connection pool.
@@ -67,35 +55,4 @@ func Open(ctx context.Context, cfg PoolConfig) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("open database pool %s: %w", cfg.Name, err)
 	}
 	return pool, nil
-}
-
-// classify marks the errors that no retry mends.
-func classify(err error) error {
-	if event.Unstorable(err) {
-		return event.Permanent(err)
-	}
-	return err
-}
-
-// unmatchable tells that the database refused an argument of a query as one that no column can hold, such as a NUL in a
-// text or a time beyond its range. Nothing that is stored can match it.
-func unmatchable(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return false
-	}
-	switch pg.Code {
-	case "22021", "22P05", "22008": // character_not_in_repertoire, untranslatable_character, datetime_field_overflow
-		return true
-	}
-	return false
-}
-
-// unavailable turns an error of the connection, an outage or a timeout into one that wraps [ErrUnavailable].
-func unavailable(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && !event.Outage(err) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -1,35 +1,32 @@
 package app
 
 import (
-	"context"
 	"slices"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/routers"
-	"github.com/cornjacket/platform-services/store"
 )
 
 // apiAccounts tells the query API where events are.
 type apiAccounts struct {
-	ledger   *store.Ledger
-	journeys *store.Journeys
+	*ledger.Reader
+	*ledger.Journeys
 }
 
 func (p *platform) accounts(events, projections *pgxpool.Pool) apiAccounts {
-	consumers := []store.Consumer{projector(projections)}
+	consumers := []ledger.Consumer{projector(projections)}
 	return apiAccounts{
-		ledger:   store.NewLedger(events, consumers, p.now),
-		journeys: store.NewJourneys(events, consumers, kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.clients.bus, Log: p.log})),
+		ledger.NewReader(events, consumers, p.now),
+		ledger.NewJourneys(events, consumers, kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.clients.bus, Log: p.log})),
 	}
 }
 
 // projector is the event handler as a consumer of events.
-func projector(pool *pgxpool.Pool) store.Consumer {
-	c := store.Consumer{Name: routers.Eventhandler, Pool: pool}
+func projector(pool *pgxpool.Pool) ledger.Consumer {
+	c := ledger.Consumer{Name: routers.Eventhandler, Pool: pool}
 	for _, p := range routers.Projections() {
 		if !slices.Contains(c.Topics, p.Topic) {
 			c.Topics = append(c.Topics, p.Topic)
@@ -44,14 +41,4 @@ func projector(pool *pgxpool.Pool) store.Consumer {
 		return types
 	}
 	return c
-}
-
-func (a apiAccounts) Ledger(ctx context.Context) (event.Ledger, error) {
-	v, err := a.ledger.Read(ctx)
-	return v, translate(err)
-}
-
-func (a apiAccounts) Journey(ctx context.Context, id uuid.UUID) (event.Journey, error) {
-	v, err := a.journeys.Read(ctx, id)
-	return v, translate(err)
 }

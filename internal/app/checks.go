@@ -8,15 +8,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cornjacket/platform-services/api"
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
-	"github.com/cornjacket/platform-services/pubsub/window"
 	"github.com/cornjacket/platform-services/routers"
-	"github.com/cornjacket/platform-services/store"
-
-	"github.com/google/uuid"
 )
 
 // busCheck is a round trip to the brokers.
@@ -85,7 +81,7 @@ func (f *flushLog) note(items int, err error) {
 	f.mu.Lock()
 	before := f.failing
 	f.failing, f.ended = nil, f.now()
-	if err != nil && !event.IsPermanent(err) {
+	if err != nil && !fault.IsPermanent(err) {
 		f.failing = err
 	}
 	after := f.failing
@@ -135,7 +131,7 @@ type watchedLetters struct {
 }
 
 // Add stores a dead letter.
-func (w *watchedLetters) Add(ctx context.Context, l event.DeadLetter) error {
+func (w *watchedLetters) Add(ctx context.Context, l deadletter.Entry) error {
 	err := w.DeadLetterStore.Add(ctx, l)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -153,55 +149,4 @@ func (w *watchedLetters) check() health.Check {
 		}
 		return nil, nil
 	}}
-}
-
-// apiIngester stores what comes over HTTP.
-type apiIngester struct{ publisher *outbox.Publisher }
-
-func (a apiIngester) Ingest(ctx context.Context, events []event.Envelope) error {
-	err := a.publisher.Ingest(ctx, events)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, window.ErrFull):
-		return api.ErrOverloaded
-	case event.IsPermanent(err):
-		return &event.Error{Kind: event.Invalid, Field: "payload", Rule: "cannot be stored by the database"}
-	case errors.Is(err, window.ErrClosed), errors.Is(err, window.ErrTimeout), ctx.Err() != nil:
-		return api.ErrUnavailable
-	}
-	return err
-}
-
-// apiReader reads for the query API.
-type apiReader struct{ *store.Reader }
-
-func translate(err error) error {
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return api.ErrNotFound
-	case errors.Is(err, store.ErrUnavailable):
-		return fmt.Errorf("%w: %w", api.ErrUnavailable, err)
-	}
-	return err
-}
-
-func (r apiReader) Projection(ctx context.Context, projectionType, aggregateID string) (event.Projection, error) {
-	v, err := r.Reader.Projection(ctx, projectionType, aggregateID)
-	return v, translate(err)
-}
-
-func (r apiReader) Projections(ctx context.Context, projectionType, after string, limit int) ([]event.Projection, error) {
-	v, err := r.Reader.Projections(ctx, projectionType, after, limit)
-	return v, translate(err)
-}
-
-func (r apiReader) Event(ctx context.Context, id uuid.UUID) (event.Envelope, error) {
-	v, err := r.Reader.Event(ctx, id)
-	return v, translate(err)
-}
-
-func (r apiReader) Events(ctx context.Context, f event.Filter) ([]event.Envelope, error) {
-	v, err := r.Reader.Events(ctx, f)
-	return v, translate(err)
 }

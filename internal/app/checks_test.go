@@ -12,7 +12,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/routers"
 )
@@ -67,13 +68,13 @@ func TestWritesThatFailOrHangTurnHealthRed(t *testing.T) {
 	require.EqualError(t, probe(t, check), "writing fails: connection reset")
 	f.note(10, errors.New("no space left on device"))
 	require.ErrorContains(t, probe(t, check), "no space left on device")
-	f.note(1, event.Permanent(errors.New("refused")))
+	f.note(1, fault.Permanent(errors.New("refused")))
 	require.NoError(t, probe(t, check), "the message is what was wrong")
 }
 
 type letterBox struct{ err error }
 
-func (b *letterBox) Add(context.Context, event.DeadLetter) error { return b.err }
+func (b *letterBox) Add(context.Context, deadletter.Entry) error { return b.err }
 
 func TestDeadLettersThatCannotBeStoredTurnHealthRed(t *testing.T) {
 	t.Parallel()
@@ -81,14 +82,14 @@ func TestDeadLettersThatCannotBeStoredTurnHealthRed(t *testing.T) {
 	w := &watchedLetters{DeadLetterStore: box, now: clock.now}
 	require.NoError(t, probe(t, w.check()))
 	box.err = errors.New("no space left on device")
-	require.ErrorIs(t, w.Add(t.Context(), event.DeadLetter{}), box.err)
+	require.ErrorIs(t, w.Add(t.Context(), deadletter.Entry{}), box.err)
 	require.ErrorContains(t, probe(t, w.check()), "dead letters can't be stored: no space left on device")
 	clock.pass(time.Minute)
 	require.NoError(t, probe(t, w.check()), "another instance has it by now, or it would have been tried again")
-	require.Error(t, w.Add(t.Context(), event.DeadLetter{}))
+	require.Error(t, w.Add(t.Context(), deadletter.Entry{}))
 	require.Error(t, probe(t, w.check()))
 	box.err = nil
-	require.NoError(t, w.Add(t.Context(), event.DeadLetter{}))
+	require.NoError(t, w.Add(t.Context(), deadletter.Entry{}))
 	require.NoError(t, probe(t, w.check()))
 }
 

@@ -12,9 +12,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
@@ -63,8 +65,8 @@ func (d *desk) config(consumers ...string) api.DeadLettersConfig {
 
 // ingestionDesk is the desk for what ingestion and the relay could not handle.
 func (p *platform) ingestionDesk() (*desk, error) {
-	into := func(read func(*event.Letter) (event.Envelope, error), position func(*event.Letter) int64) store.Apply {
-		return func(ctx context.Context, tx pgx.Tx, l *event.Letter) (uuid.UUID, string, error) {
+	into := func(read func(*deadletter.Letter) (event.Envelope, error), position func(*deadletter.Letter) int64) store.Apply {
+		return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 			e, err := read(l)
 			if err != nil {
 				return uuid.Nil, "", err
@@ -73,8 +75,8 @@ func (p *platform) ingestionDesk() (*desk, error) {
 		}
 	}
 	return p.deadLetters(config.Ingestion, p.cfg.IngestionDatabaseURL, map[string]store.Apply{
-		routers.Ingestion: into(routers.ReplayIngestion, func(*event.Letter) int64 { return 0 }),
-		routers.Relay:     into(routers.ReplayRelay, func(l *event.Letter) int64 { return l.Position }),
+		routers.Ingestion: into(routers.ReplayIngestion, func(*deadletter.Letter) int64 { return 0 }),
+		routers.Relay:     into(routers.ReplayRelay, func(l *deadletter.Letter) int64 { return l.Position }),
 	})
 }
 
@@ -87,7 +89,7 @@ func (p *platform) eventhandlerDesk(projections []handlers.Projection) (*desk, e
 
 // applyToProjections applies an event to its projections unless another letter of the same event has done that.
 func applyToProjections(projections []handlers.Projection) store.Apply {
-	return func(ctx context.Context, tx pgx.Tx, l *event.Letter) (uuid.UUID, string, error) {
+	return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 		again, err := routers.ReplayEventhandler(l, projections)
 		if err != nil {
 			return uuid.Nil, "", err
@@ -110,60 +112,20 @@ type deskLetters struct {
 	started func() // told of each new bulk replay
 }
 
-func (d deskLetters) List(ctx context.Context, f event.LetterFilter) ([]event.Letter, error) {
-	v, err := d.Letters.List(ctx, f)
-	return v, translate(err)
-}
-
-func (d deskLetters) Letter(ctx context.Context, id uuid.UUID) (event.Letter, error) {
-	v, err := d.Letters.Letter(ctx, id)
-	return v, translate(err)
-}
-
-func (d deskLetters) Count(ctx context.Context, f event.LetterFilter) (int64, error) {
-	v, err := d.Letters.Count(ctx, f)
-	return v, translate(err)
-}
-
-func (d deskLetters) Replay(ctx context.Context, id uuid.UUID, edit event.Edit) (event.Letter, error) {
-	v, err := d.Letters.Replay(ctx, id, edit)
-	return v, translate(err)
-}
-
-func (d deskLetters) Discard(ctx context.Context, id uuid.UUID, reason string) (event.Letter, error) {
-	v, err := d.Letters.Discard(ctx, id, reason)
-	return v, translate(err)
-}
-
-func (d deskLetters) StartReplay(ctx context.Context, f event.LetterFilter, rate float64) (event.Replay, error) {
+func (d deskLetters) StartReplay(ctx context.Context, f deadletter.Filter, rate float64) (deadletter.Replay, error) {
 	v, err := d.Letters.StartReplay(ctx, newID(), f, rate)
 	if err == nil {
 		d.started()
 	}
-	return v, translate(err)
-}
-
-func (d deskLetters) BulkReplay(ctx context.Context, id uuid.UUID) (event.Replay, error) {
-	v, err := d.Letters.BulkReplay(ctx, id)
-	return v, translate(err)
-}
-
-func (d deskLetters) BulkReplays(ctx context.Context, limit int) ([]event.Replay, error) {
-	v, err := d.Letters.BulkReplays(ctx, limit)
-	return v, translate(err)
-}
-
-func (d deskLetters) CancelReplay(ctx context.Context, id uuid.UUID) (event.Replay, error) {
-	v, err := d.Letters.CancelReplay(ctx, id)
-	return v, translate(err)
+	return v, err
 }
 
 // replayQueue holds the bulk replays of a service for who runs them.
 type replayQueue struct{ letters *store.Letters }
 
-func (q replayQueue) ClaimReplay(ctx context.Context, runner uuid.UUID) (event.Replay, bool, error) {
+func (q replayQueue) ClaimReplay(ctx context.Context, runner uuid.UUID) (deadletter.Replay, bool, error) {
 	r, err := q.letters.ClaimReplay(ctx, runner)
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, fault.ErrNotFound) {
 		return r, false, nil
 	}
 	return r, err == nil, err

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/internal/pgtest"
@@ -52,7 +53,7 @@ func missed(t *testing.T, pool *pgxpool.Pool, aggregate string, n int) []string 
 		data, err := e.Marshal()
 		require.NoError(t, err)
 		partition, offset := int32(0), int64(i)
-		require.NoError(t, letters.Add(t.Context(), event.DeadLetter{
+		require.NoError(t, letters.Add(t.Context(), deadletter.Entry{
 			Consumer: "eventhandler", EventID: e.ID, EventType: e.Type, Position: e.Metadata.Position, Payload: data, Error: "refused",
 			FailedAt: t0(i), Topic: "sensor-events", Partition: &partition, Offset: &offset, Key: aggregate, BusTopic: "sensor-events.dlq",
 		}))
@@ -157,13 +158,13 @@ func TestTwoLettersOfOneEventAreAppliedOnce(t *testing.T) {
 		SELECT consumer, event_id, event_payload, error_message, source_topic, source_offset + 1, bus_topic, position FROM dlq`)
 	require.NoError(t, err)
 	letters := store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": applyToProjections(nil)})
-	list, err := letters.List(t.Context(), event.LetterFilter{Limit: 10})
+	list, err := letters.List(t.Context(), deadletter.Filter{Limit: 10})
 	require.NoError(t, err)
 	require.Len(t, list, 2)
 	var replaying sync.WaitGroup
 	for _, l := range list {
 		replaying.Go(func() {
-			_, err := letters.Replay(t.Context(), l.ID, event.Edit{})
+			_, err := letters.Replay(t.Context(), l.ID, deadletter.Edit{})
 			assert.NoError(t, err)
 		})
 	}
@@ -196,7 +197,7 @@ func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
 	_, err = pool.Exec(t.Context(), `UPDATE relay_cursor SET position = 1`)
 	require.NoError(t, err)
 	position := int64(1)
-	require.NoError(t, store.NewDeadLetters(pool).Add(t.Context(), event.DeadLetter{
+	require.NoError(t, store.NewDeadLetters(pool).Add(t.Context(), deadletter.Entry{
 		Consumer: "relay", EventID: e.ID, EventType: e.Type, Position: 1, Payload: data, Error: "message too large", FailedAt: t0(2), Topic: "outbox",
 		Offset: &position, BusTopic: "sensor-events.dlq",
 	}))
@@ -232,11 +233,11 @@ func TestWhereOrderMattersALetterStaysPending(t *testing.T) {
 		},
 	}
 	letters := store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": applyToProjections([]handlers.Projection{last})})
-	_, err = letters.Replay(t.Context(), uuid.MustParse(ids[0]), event.Edit{})
-	require.ErrorIs(t, err, event.ErrNeedsRebuild)
+	_, err = letters.Replay(t.Context(), uuid.MustParse(ids[0]), deadletter.Edit{})
+	require.ErrorIs(t, err, deadletter.ErrNeedsRebuild)
 	l, err := letters.Letter(t.Context(), uuid.MustParse(ids[0]))
 	require.NoError(t, err)
-	require.Equal(t, event.LetterPending, l.Status)
+	require.Equal(t, deadletter.Pending, l.Status)
 	var state string
 	require.NoError(t, pool.QueryRow(t.Context(), `SELECT state::text FROM projections`).Scan(&state))
 	require.Equal(t, "{}", state)

@@ -36,7 +36,7 @@ func TestStorageThatHangsIsUnavailable(t *testing.T) {
 		require.NoError(t, hold.Rollback(context.Background()))
 		require.NoError(t, in.Close())
 	})
-	server := httptest.NewServer(api.NewIngestion(api.IngestionConfig{Ingester: apiIngester{in}}))
+	server := httptest.NewServer(api.NewIngestion(api.IngestionConfig{Ingester: in}))
 	t.Cleanup(server.Close)
 	res, err := http.Post(server.URL+"/api/v1/events", "application/json",
 		strings.NewReader(`{"event_type":"sensor.reading","aggregate_id":"d","payload":{"value":1,"unit":"c"}}`))

@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 )
 
@@ -26,7 +27,7 @@ type lazyPublisher struct {
 	pub message.Publisher
 }
 
-// Publish returns once the messages are acknowledged. An error marked [event.Permanent] says that the bus will never
+// Publish returns once the messages are acknowledged. An error marked [fault.Permanent] says that the bus will never
 // take a message.
 func (l *lazyPublisher) Publish(topic string, msgs ...*message.Message) error {
 	pub, err := l.connect()
@@ -36,7 +37,7 @@ func (l *lazyPublisher) Publish(topic string, msgs ...*message.Message) error {
 	if err := pub.Publish(topic, msgs...); err != nil {
 		err = fmt.Errorf("publish to %s: %w", topic, err)
 		if refused(err) {
-			return event.Permanent(err)
+			return fault.Permanent(err)
 		}
 		return err
 	}

@@ -80,7 +80,7 @@ func (p *platform) startQuery(ctx context.Context) error {
 		return err
 	}
 	port := p.port(config.Query)
-	reader := apiReader{store.NewReader(projections, events)}
+	reader := store.NewReader(projections, events)
 	p.serve(port, func(mux *http.ServeMux) {
 		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
 		api.MountLedger(a, api.LedgerConfig{Accounts: p.accounts(events, projections), Log: p.log})
@@ -289,7 +289,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	port := p.port(config.Ingestion)
 	p.serve(port, func(mux *http.ServeMux) {
 		a := api.MountIngestion(mux, api.IngestionConfig{
-			Ingester: apiIngester{in}, Now: p.now, NewID: newID, Log: p.log, Version: Version,
+			Ingester: in, Now: p.now, NewID: newID, Log: p.log, Version: Version,
 		})
 		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
 	})

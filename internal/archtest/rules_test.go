@@ -29,19 +29,21 @@ var rules = []rule{
 	{folder: "event", third: with(data, "github.com/santhosh-tekuri/jsonschema"), std: pure},
 	{folder: "handlers/...", own: []string{"event", "handlers"},
 		third: with(data, "github.com/expr-lang/expr", "github.com/google/cel-go"), std: pure},
-	{folder: "pubsub/window", own: []string{"event"}, third: with(instruments, "github.com/ThreeDotsLabs/watermill")},
-	{folder: "pubsub/*", own: []string{"event", "pubsub/window"}}, // third parties: see drivers
-	{folder: "routers", own: []string{"event", "handlers/...", "pubsub/...", "internal/health"},
+	{folder: "pubsub/window", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/ThreeDotsLabs/watermill")},
+	{folder: "pubsub/*", own: []string{"event", "internal/fault", "ledger", "pubsub/window"}}, // third parties: see drivers
+	{folder: "routers", own: []string{"event", "handlers/...", "pubsub/...", "deadletter", "store", "internal/fault", "internal/health"},
 		third: with(instruments, "github.com/ThreeDotsLabs/watermill", "github.com/ThreeDotsLabs/watermill-kafka", "github.com/sony/gobreaker")},
-	{folder: "store/...", own: []string{"event"}, third: with(instruments, "github.com/jackc/pgx")},
-	{folder: "api/...", own: []string{"event"}, third: with(instruments, "github.com/danielgtaylor/huma")},
+	{folder: "store/...", own: []string{"event", "deadletter", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+	{folder: "ledger", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+	{folder: "deadletter", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+	{folder: "api/...", own: []string{"event", "store", "ledger", "deadletter", "internal/fault"}, third: with(instruments, "github.com/danielgtaylor/huma")},
 	{folder: "migrations/...", third: []string{"github.com/pressly/goose"}},
 	{folder: "cmd/platform", own: []string{"internal/...", "routers"}, third: with(instruments, "github.com/alecthomas/kong")},
 	{folder: "internal/app/...", own: []string{"..."}},
 	// The next three are not in that table. Simulated devices speak MQTT as the platform does.
 	{folder: "internal/simulate", own: []string{"event", "pubsub/mqtt"}},
 	{folder: "internal/pgtest", own: []string{"internal/devstack"}},                                                                   // starts the same server
-	{folder: "internal/doctor", own: []string{"event", "internal/config", "internal/tlsconf", "migrations", "pubsub/...", "routers"}}, // looks at what they made
+	{folder: "internal/doctor", own: []string{"event", "ledger", "internal/fault", "internal/config", "internal/tlsconf", "migrations", "pubsub/...", "routers"}}, // looks at what they made
 	{folder: "internal/..."},
 	{folder: "e2e/..."},
 	{folder: "bench/...", own: []string{"..."}},

@@ -13,9 +13,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/tlsconf"
+	"github.com/cornjacket/platform-services/ledger"
 )
 
 // largest is more than any answer needs, in bytes.
@@ -126,7 +126,7 @@ func checkLedger(ctx context.Context, s config.Doctor, addr string) []Finding {
 	if status == http.StatusUnauthorized || status == http.StatusForbidden {
 		return []Finding{a.fail("balance", "give a token with the scope read in API_TOKEN (platform token makes one)", "%s answered %d", addr, status)}
 	}
-	var l event.Ledger
+	var l ledger.Ledger
 	if err := json.Unmarshal(body, &l); err != nil || status != http.StatusOK {
 		return []Finding{a.fail("balance", "see the health of query", "%s answered %d", addr, status)}
 	}
@@ -147,7 +147,7 @@ func checkLedger(ctx context.Context, s config.Doctor, addr string) []Finding {
 	return append([]Finding{balance}, letters(a, l)...)
 }
 
-func letters(a about, l event.Ledger) []Finding {
+func letters(a about, l ledger.Ledger) []Finding {
 	var waiting []string
 	for _, consumer := range slices.Sorted(maps.Keys(l.DeadLettered)) {
 		if n := l.DeadLettered[consumer].Pending; n > 0 {

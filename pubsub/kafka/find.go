@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/ledger"
 )
 
 // FinderConfig configures a [Finder].
@@ -57,25 +58,25 @@ func NewFinder(cfg FinderConfig) *Finder {
 // Find looks for the record of an event in the partition that its key belongs to, from shortly before the given time
 // on. The place has no offset if the partition does not hold it, or not among the records that are read. The error
 // says that the bus could not be asked.
-func (f *Finder) Find(ctx context.Context, id uuid.UUID, topic, key string, notBefore time.Time) (event.BusPlace, error) {
+func (f *Finder) Find(ctx context.Context, id uuid.UUID, topic, key string, notBefore time.Time) (ledger.BusPlace, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
 	defer cancel()
 	select {
 	case f.room <- struct{}{}:
 		defer func() { <-f.room }()
 	case <-ctx.Done():
-		return event.BusPlace{}, fmt.Errorf("find event %s on the bus: %w", id, ctx.Err())
+		return ledger.BusPlace{}, fmt.Errorf("find event %s on the bus: %w", id, ctx.Err())
 	}
-	place := event.BusPlace{Topic: topic, Offset: -1}
+	place := ledger.BusPlace{Topic: topic, Offset: -1}
 	s := search{id: id.String(), place: &place, left: f.cfg.MaxRecords}
 	if err := f.bounds(ctx, &s, key, notBefore.Add(-f.cfg.Skew)); err != nil {
-		return event.BusPlace{}, fmt.Errorf("find event %s on the bus: %w", id, err)
+		return ledger.BusPlace{}, fmt.Errorf("find event %s on the bus: %w", id, err)
 	}
 	if s.from >= s.end {
 		return place, nil
 	}
 	if err := f.read(ctx, &s); err != nil {
-		return event.BusPlace{}, fmt.Errorf("find event %s on the bus: %w", id, err)
+		return ledger.BusPlace{}, fmt.Errorf("find event %s on the bus: %w", id, err)
 	}
 	return place, nil
 }
@@ -83,7 +84,7 @@ func (f *Finder) Find(ctx context.Context, id uuid.UUID, topic, key string, notB
 // search is the part of a partition in which an event is looked for.
 type search struct {
 	id        string
-	place     *event.BusPlace
+	place     *ledger.BusPlace
 	from, end int64
 	left      int // records that may be read
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 )
 
@@ -42,7 +43,7 @@ func TestFindSaysWhereTheRecordOfAnEventIs(t *testing.T) {
 		place, err := f.Find(t.Context(), id, "t", key, began)
 		require.NoError(t, err)
 		want := where[id.String()]
-		require.Equal(t, event.BusPlace{Topic: "t", Partition: want.Partition, Offset: want.Offset, At: place.At}, place)
+		require.Equal(t, ledger.BusPlace{Topic: "t", Partition: want.Partition, Offset: want.Offset, At: place.At}, place)
 		require.WithinDuration(t, want.Timestamp, place.At, time.Millisecond)
 	}
 

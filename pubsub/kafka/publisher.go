@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -80,7 +80,7 @@ func weigh(o *outgoing) int {
 	return n
 }
 
-// Publish returns once all messages are acknowledged. An error marked [event.Permanent] says that the brokers will
+// Publish returns once all messages are acknowledged. An error marked [fault.Permanent] says that the brokers will
 // never take a message. Messages of one call have the turn of the first.
 func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 	if p.closing.Load() {
@@ -130,7 +130,7 @@ func (p *Publisher) explain(topic string, err error) error {
 	case p.ctx.Err() != nil:
 		return ErrClosed
 	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.InvalidRecord), errors.Is(err, kerr.RecordListTooLarge):
-		return event.Permanent(wrapped)
+		return fault.Permanent(wrapped)
 	}
 	return wrapped
 }

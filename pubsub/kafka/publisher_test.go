@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
@@ -141,7 +142,7 @@ func TestPublisherRefusesForGood(t *testing.T) {
 		p := b.publisher()
 		large := message.NewMessage("large", bytes.Repeat([]byte("x"), 2<<20))
 		err := p.Publish(b.named("t"), keyed("k", 0), large, keyed("k", 1))
-		require.True(t, event.IsPermanent(err), "%v", err)
+		require.True(t, fault.IsPermanent(err), "%v", err)
 		require.Equal(t, map[string][]int{"k": {0, 1}}, byKey(t, b.records("t")))
 	})
 }

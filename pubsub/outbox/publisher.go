@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -117,13 +118,22 @@ func weigh(s submission) int {
 func (p *Publisher) Queued() int { return p.batcher.Queued() }
 
 // Ingest stores events in one transaction, in order. It returns nil once they are durable, [window.ErrFull] when too
-// many are waiting, [window.ErrTimeout] when it took too long, an [event.Permanent] error when the database can't hold
+// many are waiting, [window.ErrTimeout] when it took too long, an [fault.Permanent] error when the database can't hold
 // one of them (then none is stored), the cause of ctx when that ends first, or [window.ErrClosed].
 func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
 	if len(events) == 0 {
 		return nil
 	}
-	return p.batcher.TryDo(ctx, submission{events: events})
+	err := p.batcher.TryDo(ctx, submission{events: events})
+	switch {
+	case err == nil:
+		return nil
+	case fault.IsPermanent(err):
+		return &event.Error{Kind: event.Invalid, Field: "payload", Rule: "cannot be stored by the database"}
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", window.ErrTimeout, err)
+	}
+	return err
 }
 
 // Store is Ingest for one event that waits as long as it takes, in the turn that ctx carries.
@@ -190,14 +200,14 @@ func (p *Publisher) flush(calls []submission) error {
 		for i := range call.events {
 			m, err := row(&call.events[i])
 			if err != nil {
-				return event.Permanent(err)
+				return fault.Permanent(err)
 			}
 			msgs = append(msgs, m)
 		}
 	}
 	if err := p.rows.Publish(Topic, msgs...); err != nil {
-		if event.Unstorable(err) {
-			return event.Permanent(err)
+		if fault.Unstorable(err) {
+			return fault.Permanent(err)
 		}
 		return err
 	}

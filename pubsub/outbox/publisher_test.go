@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
@@ -176,7 +177,7 @@ func TestPublisherIsolatesBadEvent(t *testing.T) {
 	release()
 	for i, answer := range answers {
 		if err := <-answer; i == bad {
-			require.True(t, event.IsPermanent(err), "%v", err)
+			require.True(t, fault.IsPermanent(err), "%v", err)
 		} else {
 			require.NoError(t, err)
 		}
@@ -194,7 +195,7 @@ func TestPublisherReadsEnvelopes(t *testing.T) {
 	require.NoError(t, err)
 	err = p.Publish(outbox.Topic, good, message.NewMessage("m-2", []byte("no envelope")))
 	require.ErrorContains(t, err, "m-2")
-	require.True(t, event.IsPermanent(err))
+	require.True(t, fault.IsPermanent(err))
 	require.Zero(t, s.count("outbox"))
 }
 

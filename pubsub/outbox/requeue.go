@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // Insert puts an event in the outbox within the caller's transaction, as [Publisher] does, and wakes the relay when
@@ -15,7 +16,7 @@ import (
 func Insert(ctx context.Context, tx pgx.Tx, e *event.Envelope) error {
 	m, err := row(e)
 	if err != nil {
-		return event.Permanent(err)
+		return fault.Permanent(err)
 	}
 	// The ID is no publisher's, so that every relay takes the notification for one from elsewhere.
 	query, err := schema{notify: func() string { return "replay" }}.InsertQuery(Topic, message.Messages{m})

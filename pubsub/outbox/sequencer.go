@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // maxBatchBytes bounds the payloads of one batch, as they are stored.
@@ -185,7 +186,7 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 	switch {
 	case err == nil:
 	case !refused(err):
-		if event.TooSlow(err) && ctx.Err() == nil { // the next attempt, on a new connection, is to do less at once
+		if fault.TooSlow(err) && ctx.Err() == nil { // the next attempt, on a new connection, is to do less at once
 			q.limit = max(1, q.limit/2)
 		}
 		return page{}, false, err

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // refused tells that the log can't hold a row of the batch. A position that is taken is no fault of a row: it says that
@@ -18,7 +19,7 @@ import (
 func refused(err error) bool {
 	const uniqueViolation = "23505"
 	var pg *pgconn.PgError
-	return event.Unstorable(err) && errors.As(err, &pg) && pg.Code != uniqueViolation
+	return fault.Unstorable(err) && errors.As(err, &pg) && pg.Code != uniqueViolation
 }
 
 // letter completes an INSERT of dead letters; what it reads from follows. Nothing in it takes a stored value apart: the

@@ -9,17 +9,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // Errors of a [Batcher].
 var (
 	// ErrFull says that the queue has no room; try again later.
-	ErrFull = errors.New("queue is full")
+	ErrFull = fmt.Errorf("queue is full: %w", fault.ErrOverloaded)
 	// ErrTimeout says that an item was not done in the time that [BatcherConfig.Wait] gives it.
-	ErrTimeout = errors.New("not done in time")
+	ErrTimeout = fmt.Errorf("not done in time: %w", fault.ErrUnavailable)
 	// ErrClosed says that the batcher no longer takes items.
-	ErrClosed = errors.New("batcher is closed")
+	ErrClosed = fmt.Errorf("batcher is closed: %w", fault.ErrUnavailable)
 	// ErrAbandoned says that the item's source ended before its turn came. It was not handed in, and will be read again.
 	ErrAbandoned = errors.New("message was abandoned before its turn")
 )
@@ -30,9 +30,9 @@ type BatcherConfig[T any] struct {
 	// the item's answer, and keeps it out of the batch. What is costly to do in the goroutine of each caller, whose stack
 	// would have to grow for it, belongs here.
 	Prepare func(item *T) error
-	// Flush does the work of one batch, in order: all of it or none. An error marked with [event.Permanent] means
+	// Flush does the work of one batch, in order: all of it or none. An error marked with [fault.Permanent] means
 	// that an item of the batch can never succeed: the batch is halved until that item is alone, and the error is that
-	// item's; so does a panic. A batch that takes too long, by [event.TooSlow], is halved too, and its halves are tried
+	// item's; so does a panic. A batch that takes too long, by [fault.TooSlow], is halved too, and its halves are tried
 	// in turn. Any other error is taken for an outage: the batch is tried again until it succeeds.
 	Flush func(ctx context.Context, items []T) error
 	// Weigh tells how much of a batch an item takes; 1 if nil.
@@ -300,7 +300,7 @@ func (b *Batcher[T]) prepare(batch []*ticket[T]) []*ticket[T] {
 func (b *Batcher[T]) prepareOne(t *ticket[T]) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = event.Permanent(fmt.Errorf("panic: %v\n%s", r, debug.Stack()))
+			err = fault.Permanent(fmt.Errorf("panic: %v\n%s", r, debug.Stack()))
 		}
 	}()
 	return b.cfg.Prepare(&t.item)
@@ -336,7 +336,7 @@ func (b *Batcher[T]) flush(batch []*ticket[T]) {
 		items[i] = t.item
 	}
 	err := b.attempt(items)
-	if len(batch) > 1 && (event.IsPermanent(err) || event.TooSlow(err)) {
+	if len(batch) > 1 && (fault.IsPermanent(err) || fault.TooSlow(err)) {
 		b.flush(batch[:len(batch)/2])
 		b.flush(batch[len(batch)/2:])
 		return
@@ -369,7 +369,7 @@ func (b *Batcher[T]) attempt(items []T) error {
 		if b.cfg.OnFlush != nil {
 			b.cfg.OnFlush(len(items), err)
 		}
-		if err == nil || event.IsPermanent(err) || event.TooSlow(err) && len(items) > 1 {
+		if err == nil || fault.IsPermanent(err) || fault.TooSlow(err) && len(items) > 1 {
 			return err
 		}
 		select {
@@ -386,7 +386,7 @@ func (b *Batcher[T]) attempt(items []T) error {
 func (b *Batcher[T]) try(items []T) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = event.Permanent(fmt.Errorf("panic in a batch of %d: %v\n%s", len(items), r, debug.Stack()))
+			err = fault.Permanent(fmt.Errorf("panic in a batch of %d: %v\n%s", len(items), r, debug.Stack()))
 		}
 	}()
 	return b.cfg.Flush(b.ctx, items)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
@@ -115,7 +115,7 @@ func TestBatcherHalvesAroundPoison(t *testing.T) {
 	t.Parallel()
 	poison := errors.New("poison")
 	for name, fail := range map[string]func() error{
-		"permanent error": func() error { return event.Permanent(poison) },
+		"permanent error": func() error { return fault.Permanent(poison) },
 		"panic":           func() error { panic(poison) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -157,7 +157,7 @@ func TestBatcherHalvesAroundPoison(t *testing.T) {
 					require.NoError(t, err, "item %d", i)
 					continue
 				}
-				require.True(t, event.IsPermanent(err), "item %d: %v", i, err)
+				require.True(t, fault.IsPermanent(err), "item %d: %v", i, err)
 				require.ErrorContains(t, err, "poison")
 			}
 			require.Equal(t, want, done, "in order, each once")
@@ -317,7 +317,7 @@ func TestBatcherUnderLoad(t *testing.T) {
 				return errors.New("away")
 			}
 			if slices.ContainsFunc(items, func(i int) bool { return i%101 == 100 }) {
-				return event.Permanent(errors.New("poison"))
+				return fault.Permanent(errors.New("poison"))
 			}
 			mu.Lock()
 			defer mu.Unlock()

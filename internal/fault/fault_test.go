@@ -1,4 +1,4 @@
-package event
+package fault
 
 import (
 	"context"
@@ -60,5 +60,11 @@ func TestKindsOfDatabaseErrors(t *testing.T) {
 		require.False(t, IsPermanent(err))
 	}
 	require.NoError(t, Permanent(nil))
-	require.True(t, IsPermanent(fmt.Errorf("read: %w", &Error{Rule: "must be an object"})), "what a sender did wrong stays wrong")
+	require.True(t, IsPermanent(fmt.Errorf("read: %w", permanentType{})), "what a sender did wrong stays wrong")
 }
+
+// permanentType is an error that says of itself that it is permanent, as event.Error does.
+type permanentType struct{}
+
+func (permanentType) Error() string   { return "broken" }
+func (permanentType) Permanent() bool { return true }

@@ -1,4 +1,5 @@
-package event
+// Package ledger says where every event is: counts of all of them, and the journey of one.
+package ledger
 
 import (
 	"time"

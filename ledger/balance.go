@@ -1,4 +1,4 @@
-package store
+package ledger
 
 import (
 	"strings"
@@ -8,16 +8,16 @@ import (
 )
 
 // balance draws up the ledger of what the log and its consumers say.
-func balance(at time.Time, log logView, consumers []consumerView) event.Ledger {
-	l := event.Ledger{
+func balance(at time.Time, log logView, consumers []consumerView) Ledger {
+	l := Ledger{
 		At: at, Duplicates: log.duplicates,
-		Applied: map[string]int64{}, DeadLettered: log.letters, Pending: map[string]int64{}, Lag: map[string]event.Lag{},
-		Missing: []event.Missing{}, Topics: []event.TopicCounts{}, Consumers: []event.ConsumerCounts{},
+		Applied: map[string]int64{}, DeadLettered: log.letters, Pending: map[string]int64{}, Lag: map[string]Lag{},
+		Missing: []Missing{}, Topics: []TopicCounts{}, Consumers: []ConsumerCounts{},
 	}
 	published := log.published(consumers)
 	var onTheWay int64
 	for _, t := range event.Topics() {
-		c := event.TopicCounts{
+		c := TopicCounts{
 			Topic: t, Sequenced: log.passed[t] + log.tail[t], Published: published[t],
 			DeadLettered: log.deadPassed[t] + log.deadTail[t],
 		}
@@ -27,10 +27,10 @@ func balance(at time.Time, log logView, consumers []consumerView) event.Ledger {
 		l.Topics = append(l.Topics, c)
 	}
 	l.Accepted = l.Sequenced + l.Duplicates + log.outbox + log.setAside
-	pend(&l, event.StageOutbox, log.outbox, "accepted and not in the event log yet")
-	pend(&l, event.StageRelay, onTheWay, "in the event log and not acknowledged by the bus yet")
+	pend(&l, StageOutbox, log.outbox, "accepted and not in the event log yet")
+	pend(&l, StageRelay, onTheWay, "in the event log and not acknowledged by the bus yet")
 	for _, v := range consumers {
-		c := event.ConsumerCounts{
+		c := ConsumerCounts{
 			Consumer: v.Name, Topics: v.Topics, Published: published.of(v.Topics...),
 			Applied: v.applied, DeadLettered: v.lost, Complete: v.complete,
 		}
@@ -50,10 +50,10 @@ func balance(at time.Time, log logView, consumers []consumerView) event.Ledger {
 }
 
 // pend notes how many events wait at a stage; what does not balance is missing, or too much.
-func pend(l *event.Ledger, stage string, events int64, what string) {
+func pend(l *Ledger, stage string, events int64, what string) {
 	l.Pending[stage] = events
 	if events != 0 {
-		l.Missing = append(l.Missing, event.Missing{Stage: stage, Events: events, Detail: what})
+		l.Missing = append(l.Missing, Missing{Stage: stage, Events: events, Detail: what})
 	}
 }
 

@@ -1,8 +1,10 @@
-package event
+// Package fault sorts errors into kinds, for all routers and stores.
+package fault
 
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // What becomes of a message that failed is decided here, for all routers and stores:
@@ -70,4 +72,41 @@ func sqlState(err error) (class, code string) {
 		return "", ""
 	}
 	return sql.SQLState()[:2], sql.SQLState()
+}
+
+// Sentinels of everything that reads for callers who can't wait.
+var (
+	// ErrNotFound says that there is no such thing.
+	ErrNotFound = errors.New("not found")
+	// ErrUnavailable says that what was asked for can't be read or written now; trying again later may help.
+	ErrUnavailable = errors.New("unavailable")
+	// ErrOverloaded says that too much is waiting already; trying again later will help.
+	ErrOverloaded = errors.New("overloaded")
+)
+
+// Refused marks what a database said as permanent if it refused a value: see [Unstorable].
+func Refused(err error) error {
+	if Unstorable(err) {
+		return Permanent(err)
+	}
+	return err
+}
+
+// Unmatchable reports whether the database refused an argument of a query as one that no column can hold, such as a NUL
+// in a text or a time beyond its range. Nothing that is stored can match it.
+func Unmatchable(err error) bool {
+	switch _, code := sqlState(err); code {
+	case "22021", "22P05", "22008": // character_not_in_repertoire, untranslatable_character, datetime_field_overflow
+		return true
+	}
+	return false
+}
+
+// Unavailable wraps an error of the connection, an outage or a timeout in [ErrUnavailable]; other errors of a database
+// are returned as they are.
+func Unavailable(err error) error {
+	if _, code := sqlState(err); code != "" && !Outage(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

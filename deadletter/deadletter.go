@@ -1,4 +1,4 @@
-package event
+package deadletter
 
 import (
 	"errors"
@@ -10,14 +10,14 @@ import (
 
 // States of a dead letter.
 const (
-	LetterPending   = "pending"
-	LetterReplayed  = "replayed"  // its consumer has applied it since
-	LetterDiscarded = "discarded" // somebody has decided that it is not to be applied
+	Pending   = "pending"
+	Replayed  = "replayed"  // its consumer has applied it since
+	Discarded = "discarded" // somebody has decided that it is not to be applied
 )
 
 // Letter is a dead letter as it is kept, with what has become of it.
 type Letter struct {
-	DeadLetter
+	Entry
 	Status      string
 	Size        int // bytes of the payload, of which a list holds only the first
 	PublishedAt *time.Time
@@ -51,8 +51,8 @@ type Edit struct {
 	Topic   string // MQTT topic, for letters of ingestion; empty: as it is
 }
 
-// LetterFilter selects dead letters; zero fields select all.
-type LetterFilter struct {
+// Filter selects dead letters; zero fields select all.
+type Filter struct {
 	Status, Consumer string
 	EventID          uuid.UUID
 	EventType, Topic string
@@ -76,7 +76,7 @@ const (
 type Replay struct {
 	ID         uuid.UUID
 	Status     string
-	Filter     LetterFilter
+	Filter     Filter
 	Rate       float64 // letters a second, at most
 	Total      int64
 	Replayed   int64
@@ -114,3 +114,24 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return e.Err.Error() }
 
 func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Entry is a message that a consumer could not handle, kept as it came.
+type Entry struct {
+	ID            uuid.UUID
+	Consumer      string
+	EventID       uuid.UUID // nil if unreadable
+	Payload       []byte    // the bytes as they came
+	Error         string
+	FailedAt      time.Time
+	RetryCount    int
+	Topic         string // where it was read: a bus topic, an MQTT topic, the outbox
+	Partition     *int32
+	Offset        *int64
+	Key           string
+	CorrelationID string
+	BusTopic      string // the dead letter topic that it is published on
+	EventType     string // empty if unreadable
+	Position      int64  // of the event in the log; zero if it is not there, or unreadable
+	// Properties are what an MQTT sender gave beside the body, by their Meta names; nil for other sources.
+	Properties map[string]string
+}

@@ -1,4 +1,4 @@
-package store
+package ledger
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // Consumer is who applies events of some topics, and the database it keeps what it has applied in.
@@ -23,31 +24,31 @@ type Consumer struct {
 	Pool        *pgxpool.Pool
 }
 
-// Ledger counts events from what is durable. What it reads does not grow with the log: the relay's cursor knows how
+// Reader counts events from what is durable. What it reads does not grow with the log: the relay's cursor knows how
 // many events it has passed, and a projection how many it is made of. It may be used concurrently.
-type Ledger struct {
+type Reader struct {
 	events    *pgxpool.Pool
 	consumers []Consumer
 	now       func() time.Time
 
 	reading chan struct{} // held by the one who reads
-	last    event.Ledger
+	last    Ledger
 	until   time.Time // as long as last is given out
 }
 
-// NewLedger returns the ledger of the event log in the database of events and of consumers; the pools stay the caller's.
-func NewLedger(events *pgxpool.Pool, consumers []Consumer, now func() time.Time) *Ledger {
-	return &Ledger{events: events, consumers: consumers, now: now, reading: make(chan struct{}, 1)}
+// NewReader returns the ledger of the event log in the database of events and of consumers; the pools stay the caller's.
+func NewReader(events *pgxpool.Pool, consumers []Consumer, now func() time.Time) *Reader {
+	return &Reader{events: events, consumers: consumers, now: now, reading: make(chan struct{}, 1)}
 }
 
-// Read returns the ledger, at most a second old, or ten times as old as reading it took: whoever asks in a loop costs
-// the database no more than a tenth of one connection. Its error wraps [ErrUnavailable].
-func (l *Ledger) Read(ctx context.Context) (event.Ledger, error) {
+// Ledger returns the ledger, at most a second old, or ten times as old as reading it took: whoever asks in a loop costs
+// the database no more than a tenth of one connection. Its error wraps [fault.ErrUnavailable].
+func (l *Reader) Ledger(ctx context.Context) (Ledger, error) {
 	select {
 	case l.reading <- struct{}{}:
 		defer func() { <-l.reading }()
 	case <-ctx.Done():
-		return event.Ledger{}, fmt.Errorf("read ledger: %w: %w", ErrUnavailable, ctx.Err())
+		return Ledger{}, fmt.Errorf("read ledger: %w: %w", fault.ErrUnavailable, ctx.Err())
 	}
 	if time.Now().Before(l.until) {
 		return l.last, nil
@@ -55,7 +56,7 @@ func (l *Ledger) Read(ctx context.Context) (event.Ledger, error) {
 	began := time.Now()
 	fresh, err := l.read(ctx)
 	if err != nil {
-		return event.Ledger{}, fmt.Errorf("read ledger: %w", unavailable(err))
+		return Ledger{}, fmt.Errorf("read ledger: %w", fault.Unavailable(err))
 	}
 	took := time.Since(began)
 	l.last, l.until = fresh, began.Add(took+max(time.Second, 10*took))
@@ -64,15 +65,15 @@ func (l *Ledger) Read(ctx context.Context) (event.Ledger, error) {
 
 // read reads consumers first and the log then: what a consumer has applied is in a log that is read later, so that a
 // system that moves never has more applied than sequenced.
-func (l *Ledger) read(ctx context.Context) (event.Ledger, error) {
+func (l *Reader) read(ctx context.Context) (Ledger, error) {
 	views := make([]consumerView, len(l.consumers))
 	for i, c := range l.consumers {
 		if err := snapshot(ctx, c.Pool, func(tx pgx.Tx) error { return views[i].read(ctx, tx, c) }); err != nil {
-			return event.Ledger{}, fmt.Errorf("count what %s has applied: %w", c.Name, err)
+			return Ledger{}, fmt.Errorf("count what %s has applied: %w", c.Name, err)
 		}
 	}
 	var log logView
-	var result event.Ledger
+	var result Ledger
 	err := snapshot(ctx, l.events, func(tx pgx.Tx) error {
 		if err := log.read(ctx, tx); err != nil {
 			return err
@@ -86,7 +87,7 @@ func (l *Ledger) read(ctx context.Context) (event.Ledger, error) {
 		return log.ages(ctx, tx, &result)
 	})
 	if err != nil {
-		return event.Ledger{}, fmt.Errorf("count events of the log: %w", err)
+		return Ledger{}, fmt.Errorf("count events of the log: %w", err)
 	}
 	return result, nil
 }
@@ -111,7 +112,7 @@ type consumerView struct {
 	Consumer
 	applied  int64
 	complete bool
-	letters  event.DeadLetterCounts
+	letters  DeadLetterCounts
 	dead     []uuid.UUID // events that are dead letters and not replayed
 	lost     int64       // of these, those that the log knows: others put the rest on the bus
 }
@@ -153,18 +154,18 @@ func (v *consumerView) match(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-func readLetters(ctx context.Context, tx pgx.Tx, consumers ...string) (map[string]event.DeadLetterCounts, error) {
+func readLetters(ctx context.Context, tx pgx.Tx, consumers ...string) (map[string]DeadLetterCounts, error) {
 	rows, err := tx.Query(ctx, `SELECT consumer, count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'replayed'),
 		count(*) FILTER (WHERE status = 'discarded') FROM dlq WHERE consumer = ANY ($1) GROUP BY consumer`, consumers)
 	if err != nil {
 		return nil, err
 	}
-	letters := make(map[string]event.DeadLetterCounts, len(consumers))
+	letters := make(map[string]DeadLetterCounts, len(consumers))
 	for _, c := range consumers {
-		letters[c] = event.DeadLetterCounts{}
+		letters[c] = DeadLetterCounts{}
 	}
 	var name string
-	var n event.DeadLetterCounts
+	var n DeadLetterCounts
 	_, err = pgx.ForEachRow(rows, []any{&name, &n.Pending, &n.Replayed, &n.Discarded}, func() error {
 		letters[name] = n
 		return nil
@@ -180,7 +181,7 @@ type logView struct {
 	deadPassed, deadTail      perTopic // of these, those that the bus will not get
 	duplicates, outbox        int64
 	setAside                  int64 // accepted, and not in the log because it can't hold them
-	letters                   map[string]event.DeadLetterCounts
+	letters                   map[string]DeadLetterCounts
 	oldest                    *time.Time // in the outbox
 }
 
@@ -244,7 +245,7 @@ func (v *logView) readDead(ctx context.Context, tx pgx.Tx) error {
 // ages adds how long the oldest event of each stage has been waiting. Which event a consumer has not applied is not
 // known without reading the log: it is taken for the one that stands as far before the end as events are pending. The
 // true one may be older, when one partition waits and the others go on.
-func (v *logView) ages(ctx context.Context, tx pgx.Tx, l *event.Ledger) error {
+func (v *logView) ages(ctx context.Context, tx pgx.Tx, l *Ledger) error {
 	age := func(t *time.Time) float64 {
 		if t == nil {
 			return 0
@@ -260,23 +261,23 @@ func (v *logView) ages(ctx context.Context, tx pgx.Tx, l *event.Ledger) error {
 		}
 		return t, nil
 	}
-	relay := event.Lag{Events: l.Pending[event.StageOutbox] + l.Pending[event.StageRelay]}
-	if l.Pending[event.StageRelay] > 0 {
+	relay := Lag{Events: l.Pending[StageOutbox] + l.Pending[StageRelay]}
+	if l.Pending[StageRelay] > 0 {
 		t, err := after(max(v.position, v.newest-v.tail.of(event.Topics()...)))
 		if err != nil {
 			return err
 		}
 		relay.Seconds = age(t)
 	}
-	if l.Pending[event.StageOutbox] > 0 {
+	if l.Pending[StageOutbox] > 0 {
 		relay.Seconds = max(relay.Seconds, age(v.oldest))
 	}
-	l.Lag[event.StageRelay] = relay
+	l.Lag[StageRelay] = relay
 	for _, c := range l.Consumers {
 		if !c.Complete {
 			continue
 		}
-		lag := event.Lag{Events: max(0, c.Pending)}
+		lag := Lag{Events: max(0, c.Pending)}
 		if lag.Events > 0 {
 			t, err := after(max(0, v.newest-lag.Events))
 			if err != nil {

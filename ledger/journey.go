@@ -1,4 +1,4 @@
-package store
+package ledger
 
 import (
 	"context"
@@ -12,12 +12,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // Bus finds the record of an event. It is given the event's topic and key, and a time before which it was not
 // published. It must return soon after ctx ends.
 type Bus interface {
-	Find(ctx context.Context, id uuid.UUID, topic, key string, notBefore time.Time) (event.BusPlace, error)
+	Find(ctx context.Context, id uuid.UUID, topic, key string, notBefore time.Time) (BusPlace, error)
 }
 
 // Journeys tells the way of single events. It may be used concurrently.
@@ -40,10 +41,10 @@ type travelled struct {
 	cursor        int64
 }
 
-// Read returns the journey of an event. An event that nobody knows is [ErrNotFound]; other errors wrap
-// [ErrUnavailable]. A bus that does not answer is no error: its stage is unknown.
-func (j *Journeys) Read(ctx context.Context, id uuid.UUID) (event.Journey, error) {
-	journey := event.Journey{EventID: id, Status: event.StepDone, Steps: []event.Step{}, DeadLetters: []event.JourneyLetter{}}
+// Journey returns the journey of an event. An event that nobody knows is [fault.ErrNotFound]; other errors wrap
+// [fault.ErrUnavailable]. A bus that does not answer is no error: its stage is unknown.
+func (j *Journeys) Journey(ctx context.Context, id uuid.UUID) (Journey, error) {
+	journey := Journey{EventID: id, Status: StepDone, Steps: []Step{}, DeadLetters: []JourneyLetter{}}
 	var e travelled
 	err := snapshot(ctx, j.events, func(tx pgx.Tx) (err error) {
 		if e, err = readTravelled(ctx, tx, id); err != nil {
@@ -52,36 +53,36 @@ func (j *Journeys) Read(ctx context.Context, id uuid.UUID) (event.Journey, error
 		return addLetters(ctx, tx, &journey, id, "ingestion", "relay")
 	})
 	if err != nil {
-		return event.Journey{}, fmt.Errorf("read journey: %w", unavailable(err))
+		return Journey{}, fmt.Errorf("read journey: %w", fault.Unavailable(err))
 	}
 	for _, c := range j.consumers {
 		if err := addLetters(ctx, c.Pool, &journey, id, c.Name); err != nil {
-			return event.Journey{}, fmt.Errorf("read dead letters of %s: %w", c.Name, unavailable(err))
+			return Journey{}, fmt.Errorf("read dead letters of %s: %w", c.Name, fault.Unavailable(err))
 		}
 	}
 	if !e.found {
 		if len(journey.DeadLetters) == 0 {
-			return event.Journey{}, ErrNotFound
+			return Journey{}, fault.ErrNotFound
 		}
 		refused(&journey)
 		return journey, nil
 	}
 	journey.EventType, journey.AggregateID = e.Type, e.AggregateID
 	journey.CorrelationID, journey.Source = e.Metadata.CorrelationID, e.Metadata.Source
-	add(&journey, "", event.Step{Stage: event.StageReceived, Status: event.StepDone, At: &e.IngestedAt})
-	add(&journey, event.StageOutbox, stored(&e))
+	add(&journey, "", Step{Stage: StageReceived, Status: StepDone, At: &e.IngestedAt})
+	add(&journey, StageOutbox, stored(&e))
 	if !e.logged {
 		return journey, nil
 	}
-	var applied []event.Step
+	var applied []Step
 	for _, c := range j.consumers {
 		step, err := c.applied(ctx, &e, journey.DeadLetters)
 		if err != nil {
-			return event.Journey{}, fmt.Errorf("read what %s has applied: %w", c.Name, unavailable(err))
+			return Journey{}, fmt.Errorf("read what %s has applied: %w", c.Name, fault.Unavailable(err))
 		}
 		applied = append(applied, step)
 	}
-	add(&journey, event.StageRelay, j.published(ctx, &e, applied, journey.DeadLetters))
+	add(&journey, StageRelay, j.published(ctx, &e, applied, journey.DeadLetters))
 	for _, step := range applied {
 		add(&journey, step.Consumer, step)
 	}
@@ -89,49 +90,49 @@ func (j *Journeys) Read(ctx context.Context, id uuid.UUID) (event.Journey, error
 }
 
 // add appends a step; place is where an event waits that has not done it.
-func add(j *event.Journey, place string, s event.Step) {
+func add(j *Journey, place string, s Step) {
 	j.Steps = append(j.Steps, s)
 	switch {
-	case s.Status == event.StepDeadLettered:
-		j.Status, j.WaitingAt = event.StepDeadLettered, ""
-	case s.Status == event.StepWaiting && j.Status == event.StepDone:
-		j.Status, j.WaitingAt = event.StepWaiting, place
+	case s.Status == StepDeadLettered:
+		j.Status, j.WaitingAt = StepDeadLettered, ""
+	case s.Status == StepWaiting && j.Status == StepDone:
+		j.Status, j.WaitingAt = StepWaiting, place
 	}
 }
 
 // refused tells of an event that is known from its dead letters alone: it never came into the log.
-func refused(j *event.Journey) {
+func refused(j *Journey) {
 	for _, l := range j.DeadLetters {
-		s := event.Step{Stage: event.StageReceived, Consumer: l.Consumer, Status: event.StepDeadLettered, At: &l.FailedAt, Detail: l.Error}
+		s := Step{Stage: StageReceived, Consumer: l.Consumer, Status: StepDeadLettered, At: &l.FailedAt, Detail: l.Error}
 		switch {
 		case l.Consumer == "relay":
-			s.Stage = event.StageStored
+			s.Stage = StageStored
 		case l.Consumer != "ingestion":
-			s.Stage = event.StageApplied
+			s.Stage = StageApplied
 		}
 		if l.Status == letterReplayed {
-			s.Status, s.Detail = event.StepUnknown, "was replayed, and is not in the log under this event_id"
+			s.Status, s.Detail = StepUnknown, "was replayed, and is not in the log under this event_id"
 		}
 		add(j, "", s)
-		if s.Status == event.StepUnknown && j.Status == event.StepDone {
-			j.Status = event.StepUnknown
+		if s.Status == StepUnknown && j.Status == StepDone {
+			j.Status = StepUnknown
 		}
 	}
 }
 
 const letterReplayed = "replayed"
 
-func stored(e *travelled) event.Step {
-	s := event.Step{Stage: event.StageStored, Status: event.StepWaiting, Detail: "in the outbox: accepted and durable, not in the event log yet"}
+func stored(e *travelled) Step {
+	s := Step{Stage: StageStored, Status: StepWaiting, Detail: "in the outbox: accepted and durable, not in the event log yet"}
 	if e.logged {
-		s = event.Step{Stage: event.StageStored, Status: event.StepDone, Position: e.Metadata.Position, At: e.sequencedAt}
+		s = Step{Stage: StageStored, Status: StepDone, Position: e.Metadata.Position, At: e.sequencedAt}
 	}
 	return s
 }
 
 // unresolved returns the dead letter for which an event has not passed a consumer.
-func unresolved(letters []event.JourneyLetter, consumer string) *event.JourneyLetter {
-	var found *event.JourneyLetter
+func unresolved(letters []JourneyLetter, consumer string) *JourneyLetter {
+	var found *JourneyLetter
 	for i, l := range letters {
 		switch {
 		case l.Consumer != consumer:
@@ -145,18 +146,18 @@ func unresolved(letters []event.JourneyLetter, consumer string) *event.JourneyLe
 }
 
 // published asks the bus where the event is, if it can be there.
-func (j *Journeys) published(ctx context.Context, e *travelled, applied []event.Step, letters []event.JourneyLetter) event.Step {
-	s := event.Step{Stage: event.StagePublished, Status: event.StepDone, Topic: event.Topic(e.Type)}
+func (j *Journeys) published(ctx context.Context, e *travelled, applied []Step, letters []JourneyLetter) Step {
+	s := Step{Stage: StagePublished, Status: StepDone, Topic: event.Topic(e.Type)}
 	if l := unresolved(letters, "relay"); l != nil {
-		s.Status, s.At, s.Detail = event.StepDeadLettered, &l.FailedAt, l.Error
+		s.Status, s.At, s.Detail = StepDeadLettered, &l.FailedAt, l.Error
 		return s
 	}
 	passed := e.Metadata.Position <= e.cursor
 	for _, a := range applied { // the cursor is saved some time after it has moved
-		passed = passed || a.Status == event.StepDone || a.Status == event.StepDeadLettered
+		passed = passed || a.Status == StepDone || a.Status == StepDeadLettered
 	}
 	if !passed {
-		s.Status, s.Detail = event.StepWaiting, "in the event log; the relay has not noted yet that the bus has it"
+		s.Status, s.Detail = StepWaiting, "in the event log; the relay has not noted yet that the bus has it"
 		return s
 	}
 	notBefore := e.IngestedAt
@@ -166,7 +167,7 @@ func (j *Journeys) published(ctx context.Context, e *travelled, applied []event.
 	place, err := j.bus.Find(ctx, e.ID, s.Topic, e.AggregateID, notBefore)
 	switch {
 	case err != nil:
-		s.Status, s.Detail = event.StepUnknown, "it was published, but the bus can't be asked now where it is"
+		s.Status, s.Detail = StepUnknown, "it was published, but the bus can't be asked now where it is"
 		return s
 	case place.Offset >= 0:
 		s.Offset, s.At = &place.Offset, &place.At
@@ -180,15 +181,15 @@ func (j *Journeys) published(ctx context.Context, e *travelled, applied []event.
 }
 
 // applied tells whether a consumer has applied an event.
-func (c *Consumer) applied(ctx context.Context, e *travelled, letters []event.JourneyLetter) (event.Step, error) {
-	s := event.Step{Stage: event.StageApplied, Consumer: c.Name, Status: event.StepWaiting}
+func (c *Consumer) applied(ctx context.Context, e *travelled, letters []JourneyLetter) (Step, error) {
+	s := Step{Stage: StageApplied, Consumer: c.Name, Status: StepWaiting}
 	types := c.Projections(e.Type)
 	if len(types) == 0 {
-		s.Status, s.Detail = event.StepSkipped, "events of this type have no projection"
+		s.Status, s.Detail = StepSkipped, "events of this type have no projection"
 		return s, nil
 	}
 	if l := unresolved(letters, c.Name); l != nil {
-		s.Status, s.At, s.Detail = event.StepDeadLettered, &l.FailedAt, l.Error
+		s.Status, s.At, s.Detail = StepDeadLettered, &l.FailedAt, l.Error
 		return s, nil
 	}
 	var rows int
@@ -203,7 +204,7 @@ func (c *Consumer) applied(ctx context.Context, e *travelled, letters []event.Jo
 		return s, nil
 	}
 	utc := at.UTC()
-	s.Status, s.At, s.AtLatest = event.StepDone, &utc, !last
+	s.Status, s.At, s.AtLatest = StepDone, &utc, !last
 	return s, nil
 }
 
@@ -240,13 +241,13 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-func addLetters(ctx context.Context, q querier, j *event.Journey, id uuid.UUID, consumers ...string) error {
+func addLetters(ctx context.Context, q querier, j *Journey, id uuid.UUID, consumers ...string) error {
 	rows, err := q.Query(ctx, `SELECT dlq_id, consumer, status, failed_at, error_message FROM dlq
 		WHERE event_id = $1 AND consumer = ANY ($2) ORDER BY failed_at, dlq_id LIMIT 100`, id, consumers)
 	if err != nil {
 		return fmt.Errorf("look for dead letters: %w", err)
 	}
-	letters, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l event.JourneyLetter, err error) {
+	letters, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l JourneyLetter, err error) {
 		err = row.Scan((*[16]byte)(&l.ID), &l.Consumer, &l.Status, &l.FailedAt, &l.Error)
 		l.FailedAt = l.FailedAt.UTC()
 		return l, err
