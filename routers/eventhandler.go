@@ -11,11 +11,13 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/handlers/sensor"
 	"github.com/cornjacket/platform-services/handlers/user"
 	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/window"
 	"github.com/cornjacket/platform-services/store"
 )
@@ -66,32 +68,30 @@ func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
 	if cfg.MaxBatch == 0 {
 		cfg.MaxBatch = 8000
 	}
-	letters := newPoison(Eventhandler, cfg.Letters, cfg.Now, cfg.Log, cfg.Added)
-	router, err := newRouter(Eventhandler, cfg.Stack, cfg.Subscriber, letters)
-	if err != nil {
-		return nil, err
-	}
-	var p pace
-	projector := window.NewBatcher(window.BatcherConfig[*application]{
-		MaxBatch: cfg.MaxBatch,
-		OnFlush:  cfg.OnFlush,
-		Pace:     p.next,
-		Prepare:  func(a **application) error { return (*a).read(cfg.Projections) },
-		Flush: func(ctx context.Context, batch []*application) error {
-			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			defer cancel()
-			began := time.Now()
-			rows, err := apply(ctx, cfg.Store, batch)
-			p.folded, p.writing = len(batch) >= 2*rows, time.Since(began)
-			return err
-		},
-	})
+	refused := &letters{consumer: Eventhandler, store: cfg.Letters, complete: completeBus, now: cfg.Now, log: cfg.Log, added: cfg.Added}
 	topics := strings.Join(topicsOf(cfg.Projections), ",")
-	router.AddConsumerHandler(Eventhandler, topics, cfg.Subscriber, func(msg *message.Message) error {
-		return projector.Do(msg.Context(), &application{record: msg.Payload})
-	})
-	return &Router{name: Eventhandler, router: router, letters: letters, drain: projector.Close}, nil
+	return newRouter(Eventhandler, cfg.Stack, Policy{}, topics, cfg.Subscriber, func(ctx context.Context, b *batch.Batch) error {
+		var apps []*application
+		var broken []deadletter.Entry
+		records := b.Records()
+		for i := range records {
+			a := &application{record: records[i].Value}
+			if err := a.read(cfg.Projections); err != nil {
+				broken = append(broken, refused.entry(&records[i], 1, err.Error()))
+				continue
+			}
+			apps = append(apps, a)
+		}
+		if err := refused.add(ctx, broken...); err != nil {
+			return err
+		}
+		_, err := apply(ctx, cfg.Store, apps)
+		return err
+	}, refused.refuse)
 }
+
+// completeBus adds to a dead letter the topic that it is published on.
+func completeBus(r *batch.Record, l *deadletter.Entry) { l.BusTopic = event.DeadLetterTopic(r.Topic) }
 
 // pace bounds how often projections are written under load. It belongs to the goroutine of the batcher.
 type pace struct {

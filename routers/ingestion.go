@@ -2,100 +2,76 @@ package routers
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
-// EventStore makes one event durable. StoreFunc returns once it is, as long as that takes, or with the error of parse, which
-// is called once, maybe in another goroutine, or with one marked with [fault.Permanent] if the event can't be stored. It
-// is called concurrently; ctx carries the turn of the event's message.
+// EventStore makes events durable, all or none. Store returns once they are, as long as that takes, or with an error
+// marked as permanent if the database can't hold one of them. The events are its own until it returns.
 type EventStore interface {
-	StoreFunc(ctx context.Context, parse func() (event.Envelope, error)) error
+	Store(ctx context.Context, events []event.Envelope) error
 }
 
 // IngestionConfig configures the router from MQTT to the outbox.
 type IngestionConfig struct {
 	Stack
-	Subscriber message.Subscriber // MQTT messages; acknowledged once the event is durable
+	Subscriber message.Subscriber // batches of MQTT messages; acknowledged once their events are durable
 	Store      EventStore
 	Letters    DeadLetterStore
-	Added      func() // told of each dead letter; may be nil
+	Added      func() // told of dead letters; may be nil
 	Now        func() time.Time
-	NewID      func() uuid.UUID
 }
 
-// NewIngestion returns the router that validates what devices publish and stores it.
+// NewIngestion returns the router that validates what devices publish and stores it. The ID of a record, a UUID, becomes
+// that of an event whose sender gave none, and the time at which it came its time: what is handed out again is the same
+// event.
 func NewIngestion(cfg IngestionConfig) (*Router, error) {
-	letters := newPoison(Ingestion, cfg.Letters, cfg.Now, cfg.Log, cfg.Added)
-	router, err := newRouter(Ingestion, cfg.Stack, cfg.Subscriber, letters)
-	if err != nil {
-		return nil, err
-	}
-	router.AddConsumerHandler(Ingestion, "mqtt", cfg.Subscriber, func(msg *message.Message) error {
-		return cfg.Store.StoreFunc(msg.Context(), func() (event.Envelope, error) {
-			return event.ParseMQTT(msg.Metadata.Get(event.MetaMQTTTopic), msg.Payload, event.Properties{
-				EventID:       msg.Metadata.Get(event.MetaEventID),
-				EventTime:     msg.Metadata.Get(event.MetaEventTime),
-				CorrelationID: msg.Metadata.Get(event.MetaCorrelationID),
-				Traceparent:   msg.Metadata.Get(event.MetaTraceparent),
-			}, event.Origin{Source: "mqtt", Now: cfg.Now(), NewID: cfg.NewID})
-		})
-	})
-	return &Router{name: Ingestion, router: router, letters: letters}, nil
+	refused := &letters{consumer: Ingestion, store: cfg.Letters, complete: completeIngestion, now: cfg.Now, log: cfg.Log, added: cfg.Added}
+	return newRouter(Ingestion, cfg.Stack, Policy{}, "mqtt", cfg.Subscriber, func(ctx context.Context, b *batch.Batch) error {
+		records := b.Records()
+		events := make([]event.Envelope, 0, len(records))
+		var broken []deadletter.Entry
+		for i := range records {
+			e, err := parseMQTT(&records[i])
+			if err != nil {
+				broken = append(broken, refused.entry(&records[i], 1, err.Error()))
+				continue
+			}
+			events = append(events, e)
+		}
+		if err := refused.add(ctx, broken...); err != nil {
+			return err
+		}
+		return cfg.Store.Store(ctx, events)
+	}, refused.refuse)
 }
 
-// Router is one running arrow of the flow.
-type Router struct {
-	name    string
-	router  *message.Router
-	letters *poison
-	drain   func(ctx context.Context) error // what is left when the router has closed; may be nil
-
-	mu              sync.Mutex
-	started, closed bool
+// parseMQTT returns the event of an MQTT message. Its error is permanent.
+func parseMQTT(r *batch.Record) (event.Envelope, error) {
+	return event.ParseMQTT(r.Topic, r.Value, event.Properties{
+		EventID:       r.Header(event.MetaEventID),
+		EventTime:     r.Header(event.MetaEventTime),
+		CorrelationID: r.Header(event.MetaCorrelationID),
+		Traceparent:   r.Header(event.MetaTraceparent),
+	}, event.Origin{Source: "mqtt", Now: r.At, NewID: func() uuid.UUID { return uuid.MustParse(r.ID) }})
 }
 
-// Run runs the router until Close is called. That the router ends by itself while ctx lasts is an error.
-func (r *Router) Run(ctx context.Context) error {
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
-		return nil
-	}
-	r.started = true
-	r.mu.Unlock()
-	err := run(ctx, r.name, r.router)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil // Close says what went wrong
-	}
-	return err
-}
-
-// Running tells whether the router has started and not closed.
-func (r *Router) Running() bool { return r.router.IsRunning() && !r.router.IsClosed() }
-
-// Close stops taking messages and waits for those in flight, up to the stack's CloseTimeout.
-func (r *Router) Close(ctx context.Context) error {
-	r.mu.Lock()
-	r.closed = true
-	started := r.started
-	r.mu.Unlock()
-	var err error
-	if started { // one that has not would wait for its handlers to end, which have never begun
-		err = r.router.Close()
-	}
-	if r.drain != nil {
-		if drainErr := r.drain(ctx); err == nil {
-			err = drainErr
+// completeIngestion adds to a dead letter what a replay reads again.
+func completeIngestion(r *batch.Record, l *deadletter.Entry) {
+	l.Position = 0 // it is not in the log, whatever it says
+	l.Properties = make(map[string]string)
+	for _, name := range []string{event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent} {
+		if value := r.Header(name); value != "" {
+			l.Properties[name] = value
 		}
 	}
-	_ = r.letters.Close() // never fails
-	return err
+	if _, eventType, err := event.SplitMQTTTopic(r.Topic); err == nil {
+		l.EventType, l.BusTopic = eventType, event.DeadLetterTopic(event.Topic(eventType))
+	}
 }

@@ -1,19 +1,23 @@
 package routers
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 // Metrics has the names, labels and buckets of Watermill's own component (components/metrics), so that dashboards made
-// for it work. Watermill's looks its labels up, and starts a goroutine, for each message; here both are done once.
+// for it work. Received messages are the records of batches; the time is that of a batch.
 type Metrics struct {
 	handlers *prometheus.HistogramVec
 	messages *prometheus.CounterVec
+	skipped  *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics.
@@ -28,8 +32,12 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Name: "subscriber_messages_received_total",
 			Help: "The total number of messages received by the subscriber",
 		}, []string{"handler_name", "subscriber_name", "acked"}),
+		skipped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cornjacket_messages_skipped_total",
+			Help: "Messages let go after their retries, as the policy of their router says.",
+		}, []string{"handler_name"}),
 	}
-	registry.MustRegister(m.handlers, m.messages)
+	registry.MustRegister(m.handlers, m.messages, m.skipped)
 	return m
 }
 
@@ -41,15 +49,27 @@ func (m *Metrics) middleware(handler string, subscriber message.Subscriber) mess
 	acked, nacked := m.messages.WithLabelValues(handler, name, "acked"), m.messages.WithLabelValues(handler, name, "nacked")
 	return func(h message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
-			start := time.Now()
+			start, b := time.Now(), batch.From(msg)
+			records := len(b.Rest())
 			produced, err := h(msg)
-			took, count := succeeded, acked
+			took, rest := succeeded, len(b.Rest())
 			if err != nil {
-				took, count = failed, nacked
+				took = failed
+				nacked.Add(float64(rest))
 			}
 			took.Observe(time.Since(start).Seconds())
-			count.Inc()
+			acked.Add(float64(records - rest))
 			return produced, err
 		}
+	}
+}
+
+// skip returns a [refuser] that counts and lets go.
+func skip(m *Metrics, handler string) refuser {
+	return func(context.Context, *batch.Record, int, string) error {
+		if m != nil {
+			m.skipped.WithLabelValues(handler).Inc()
+		}
+		return nil
 	}
 }
