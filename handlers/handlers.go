@@ -1,5 +1,4 @@
-// Package handlers holds what the domains share: the shape of a reducer. The domains themselves, one folder each, say
-// what one event does to a state; they do no I/O, read no clock and log nothing.
+// Package handlers says what one event does to a state. It does no I/O, reads no clock and logs nothing.
 package handlers
 
 import (
@@ -26,17 +25,6 @@ func (s *State) Exists() bool { return s.EventID != uuid.Nil }
 // it is given is not changed. It sees each event of an aggregate once, in the order of the log, which need not be that
 // of event_time. Its error is permanent: the event becomes a dead letter and the state stays.
 type Reducer func(current State, e *event.Envelope) (State, error)
-
-// Projection is a reducer and the events it is for.
-type Projection struct {
-	Type    string // projection_type
-	Topic   string // where its events travel
-	Applies func(eventType string) bool
-	Reduce  Reducer
-	// OrderMatters says that the state depends on the order in which events are applied. An event that was set aside as
-	// a dead letter can then not be applied after newer ones; the projection has to be rebuilt.
-	OrderMatters bool
-}
 
 // Newest is the reducer of projections that are the payload of the event with the newest event_time; of two with the
 // same time the larger event ID wins, so that the result does not depend on the order in which events arrive.

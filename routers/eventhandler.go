@@ -2,163 +2,103 @@ package routers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
-	"github.com/cornjacket/platform-services/handlers/sensor"
-	"github.com/cornjacket/platform-services/handlers/user"
 	"github.com/cornjacket/platform-services/internal/fault"
-	"github.com/cornjacket/platform-services/pubsub/batch"
-	"github.com/cornjacket/platform-services/pubsub/window"
 	"github.com/cornjacket/platform-services/store"
 )
 
-// Projections returns the projections of the platform.
-func Projections() []handlers.Projection {
-	return []handlers.Projection{sensor.State(), user.Session()}
+// Application is an event and the projections that it is for.
+type Application struct {
+	Event       *event.Envelope
+	Projections []handlers.Projection
 }
 
-func projectedTopics() []string { return topicsOf(Projections()) }
-
-func topicsOf(projections []handlers.Projection) []string {
-	var topics []string
-	for _, p := range projections {
-		if !slices.Contains(topics, p.Topic) {
-			topics = append(topics, p.Topic)
-		}
+// Keys returns the rows that the event is applied to.
+func (a *Application) Keys() []store.ProjectionKey {
+	keys := make([]store.ProjectionKey, len(a.Projections))
+	for i, p := range a.Projections {
+		keys[i] = store.ProjectionKey{Type: p.Type, AggregateID: a.Event.AggregateID}
 	}
-	return topics
+	return keys
 }
 
-// ProjectionStore gives fold the rows of keys, to change and add to, and writes those whose position has grown, in one
-// transaction. It calls fold again if the rows turn out to have been others. It returns fold's error as it is, and marks with [fault.Permanent] what no retry mends.
-type ProjectionStore interface {
-	Update(ctx context.Context, keys []store.ProjectionKey, fold func(map[store.ProjectionKey]*store.Projection) error) error
-}
-
-// EventhandlerConfig configures the router from the bus to the projections.
-type EventhandlerConfig struct {
-	Stack
-	Subscriber  message.Subscriber
-	Store       ProjectionStore
-	Projections []handlers.Projection // those of [Projections] if nil
-	Letters     DeadLetterStore
-	Added       func() // told of each dead letter; may be nil
-	Now         func() time.Time
-	// MaxBatch is the most events of one transaction; 8,000 if zero.
-	MaxBatch int
-	// OnFlush, if set, is told the outcome of each attempt at a transaction.
-	OnFlush func(events int, err error)
-}
-
-// NewEventhandler returns the router that applies each event to its projections, exactly once.
-func NewEventhandler(cfg EventhandlerConfig) (*Router, error) {
-	if cfg.Projections == nil {
-		cfg.Projections = Projections()
+// Projector returns the consumer that applies events to projections, those of [handlers.Projections] if nil. A
+// projection without a table yet is left out: it is being built from the log.
+func Projector(projections []handlers.Projection) Consumer[Application] {
+	if projections == nil {
+		projections = handlers.Projections()
 	}
-	if cfg.MaxBatch == 0 {
-		cfg.MaxBatch = 8000
+	p := &projector{}
+	return Consumer[Application]{
+		Name: Eventhandler, Topics: handlers.Topics(projections),
+		Read:  reader(projections),
+		Apply: p.apply, Begin: p.begin, Replay: p.replay, Done: p.done,
 	}
-	refused := &letters{consumer: Eventhandler, store: cfg.Letters, complete: completeBus, now: cfg.Now, log: cfg.Log, added: cfg.Added}
-	topics := strings.Join(topicsOf(cfg.Projections), ",")
-	return newRouter(Eventhandler, cfg.Stack, Policy{}, topics, cfg.Subscriber, func(ctx context.Context, b *batch.Batch) error {
-		var apps []*application
-		var broken []deadletter.Entry
-		records := b.Records()
-		for i := range records {
-			a := &application{record: records[i].Value}
-			if err := a.read(cfg.Projections); err != nil {
-				broken = append(broken, refused.entry(&records[i], 1, err.Error()))
-				continue
+}
+
+// ProjectorOf returns the consumer that builds one version of a projection, in a table of its own.
+func ProjectorOf(v *store.Version, projection handlers.Projection) Consumer[Application] {
+	p := &projector{writer: store.NewProjections(map[string]string{v.Type: v.Table()})}
+	return Consumer[Application]{
+		Name: v.Consumer(), Topics: []string{projection.Topic()},
+		Read:  reader([]handlers.Projection{projection}),
+		Apply: p.apply, Done: p.done,
+	}
+}
+
+func reader(projections []handlers.Projection) func(e *event.Envelope) (Application, error) {
+	return func(e *event.Envelope) (Application, error) {
+		a := Application{Event: e}
+		for _, p := range projections {
+			if p.Applies(e.Type) {
+				a.Projections = append(a.Projections, p)
 			}
-			apps = append(apps, a)
 		}
-		if err := refused.add(ctx, broken...); err != nil {
-			return err
+		if len(a.Projections) == 0 {
+			return a, ErrNotConcerned
 		}
-		_, err := apply(ctx, cfg.Store, apps)
-		return err
-	}, refused.refuse)
-}
-
-// completeBus adds to a dead letter the topic that it is published on.
-func completeBus(r *batch.Record, l *deadletter.Entry) { l.BusTopic = event.DeadLetterTopic(r.Topic) }
-
-// pace bounds how often projections are written under load. It belongs to the goroutine of the batcher.
-type pace struct {
-	folded  bool          // the last batch had several events for each of its rows
-	writing time.Duration // how long it took to write
-}
-
-const maxGather = 500 * time.Millisecond
-
-// next returns how long the next batch gathers after one that took so long in all. When rows become costly to write,
-// because an old transaction keeps all their dead versions or the database is slow, and events fold into few rows,
-// writing takes a quarter of the time at most: rows are written less often, and the rate of events stays.
-func (p *pace) next(took time.Duration) time.Duration {
-	wait := window.Gather(took)
-	if p.folded && p.writing > window.MinGather {
-		wait = max(wait, min(3*p.writing, maxGather))
+		return a, nil
 	}
-	return wait
 }
 
-// application is one event and the projections it is to be applied to.
-type application struct {
-	record      []byte
-	event       event.Envelope
-	projections []handlers.Projection
+// projector folds events into projections. It belongs to one consumer.
+type projector struct {
+	writer *store.Projections
+	folded bool // the last batch had several events for each of its rows
 }
 
-// read decodes the event. Its errors are permanent.
-func (a *application) read(projections []handlers.Projection) error {
-	e, err := event.Unmarshal(a.record)
+func (p *projector) begin(ctx context.Context, q store.Querier) error {
+	tables, err := store.ActiveTables(ctx, q)
 	if err != nil {
-		return fmt.Errorf("read event: %w", err)
+		return err
 	}
-	if e.Metadata.Position <= 0 {
-		return fault.Permanent(errors.New("metadata.position: is missing, the event did not come through the log"))
-	}
-	a.event = e
-	a.choose(projections)
+	p.writer = store.NewProjections(tables)
 	return nil
 }
 
-// choose keeps the projections that the event is for.
-func (a *application) choose(projections []handlers.Projection) {
-	for _, p := range projections {
-		if p.Applies(a.event.Type) {
-			a.projections = append(a.projections, p)
+// apply folds events into their projections, in order.
+func (p *projector) apply(ctx context.Context, tx pgx.Tx, items []Application) error {
+	distinct := make(map[store.ProjectionKey]struct{}, len(items))
+	for i := range items {
+		items[i].Projections = slices.DeleteFunc(items[i].Projections, func(h handlers.Projection) bool { return !p.writer.Has(h.Type) })
+		for _, k := range items[i].Keys() {
+			distinct[k] = struct{}{}
 		}
 	}
-}
-
-// apply folds a batch into its projections, in order, in one transaction, and returns how many rows it is about. Rows
-// remember the position of the newest event applied, so that an event that comes again has no second effect.
-func apply(ctx context.Context, s ProjectionStore, batch []*application) (rows int, err error) {
-	distinct := make(map[store.ProjectionKey]struct{}, len(batch))
-	for _, a := range batch {
-		for _, p := range a.projections {
-			distinct[store.ProjectionKey{Type: p.Type, AggregateID: a.event.AggregateID}] = struct{}{}
-		}
-	}
-	if len(distinct) == 0 {
-		return 0, nil
-	}
-	keys := slices.Collect(maps.Keys(distinct))
-	return len(keys), s.Update(ctx, keys, func(rows map[store.ProjectionKey]*store.Projection) error {
-		for _, a := range batch {
-			for _, p := range a.projections {
-				if err := reduce(rows, p, &a.event); err != nil {
+	p.folded = len(items) >= 2*len(distinct)
+	return p.writer.Update(ctx, tx, slices.Collect(maps.Keys(distinct)), func(rows map[store.ProjectionKey]*store.Projection) error {
+		for i := range items {
+			for _, h := range items[i].Projections {
+				if err := Reduce(rows, h, items[i].Event); err != nil {
 					return err
 				}
 			}
@@ -167,16 +107,56 @@ func apply(ctx context.Context, s ProjectionStore, batch []*application) (rows i
 	})
 }
 
-func reduce(rows map[store.ProjectionKey]*store.Projection, p handlers.Projection, e *event.Envelope) error {
-	row := rows[store.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}]
-	if row != nil && e.Metadata.Position <= row.Position {
-		return nil
+const (
+	slowWrite = 20 * time.Millisecond
+	maxPause  = 500 * time.Millisecond
+)
+
+// done lets the next batch gather when rows become costly to write, because an old transaction keeps all their dead
+// versions or the database is slow, and events fold into few rows: writing then takes a quarter of the time at most, rows
+// are written less often, and the rate of events stays.
+func (p *projector) done(committed bool, took time.Duration) time.Duration {
+	p.writer.Done(committed)
+	if !p.folded || took <= slowWrite {
+		return 0
 	}
-	return count(rows, row, p, e, e.Metadata.Position)
+	return min(3*took, maxPause)
 }
 
-// count puts an event into the row of its aggregate, nil if there is none yet, which is then at position.
-func count(rows map[store.ProjectionKey]*store.Projection, row *store.Projection, p handlers.Projection, e *event.Envelope, position int64) error {
+// replay leaves out the projections whose version was built from the log after the event had come into it, and refuses an
+// event that is older than what a projection that depends on the order of events has applied.
+func (p *projector) replay(ctx context.Context, tx pgx.Tx, a Application) (Application, error) {
+	at := a.Event.Metadata.Position
+	counts, _, err := store.Partitions(ctx, tx, Eventhandler)
+	if err != nil {
+		return a, err
+	}
+	r := record(a.Event, counts)
+	built, err := store.BuiltWith(ctx, tx, a.Event.ID, store.Partition{Topic: r.Topic, Partition: r.Partition}, at)
+	if err != nil {
+		return a, err
+	}
+	a.Projections = slices.DeleteFunc(a.Projections, func(h handlers.Projection) bool { return built[h.Type] })
+	for _, h := range a.Projections {
+		if !h.OrderMatters {
+			continue
+		}
+		newest, err := store.PositionOf(ctx, tx, store.ProjectionKey{Type: h.Type, AggregateID: a.Event.AggregateID})
+		if err != nil {
+			return a, err
+		}
+		if newest > at {
+			return a, fault.Permanent(fmt.Errorf("%s of %s %w: it depends on the order of events and has applied up to position %d; `platform rebuild %s --aggregate %s` applies all in order",
+				h.Type, a.Event.AggregateID, deadletter.ErrNeedsRebuild, newest, h.Type, a.Event.AggregateID))
+		}
+	}
+	return a, nil
+}
+
+// Reduce puts an event into the row of its aggregate, which is created if there is none. Its error is permanent.
+func Reduce(rows map[store.ProjectionKey]*store.Projection, p handlers.Projection, e *event.Envelope) error {
+	key := store.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}
+	row := rows[key]
 	var current handlers.State
 	if row != nil {
 		current = handlers.State{Value: row.State, EventID: row.LastEventID, EventTime: row.LastEventTimestamp}
@@ -187,9 +167,10 @@ func count(rows map[store.ProjectionKey]*store.Projection, row *store.Projection
 	}
 	if row == nil {
 		row = &store.Projection{Type: p.Type, AggregateID: e.AggregateID}
-		rows[store.ProjectionKey{Type: p.Type, AggregateID: e.AggregateID}] = row
+		rows[key] = row
 	}
-	row.State, row.LastEventID, row.LastEventTimestamp, row.Position = next.Value, next.EventID, next.EventTime, position
+	row.State, row.LastEventID, row.LastEventTimestamp = next.Value, next.EventID, next.EventTime
+	row.Position = max(row.Position, e.Metadata.Position)
 	row.EventCount++
 	return nil
 }

@@ -100,7 +100,10 @@ func (l *letters) entry(r *batch.Record, attempts int, reason string) deadletter
 		Topic: r.Topic, Key: r.Key, CorrelationID: correlationOf(r), EventType: r.Header(event.MetaEventType),
 		BusTopic: event.DeadLetterTopic(event.TopicSystem),
 	}
-	if read, err := event.Unmarshal(r.Value); err == nil {
+	if r.Event != nil {
+		e.EventID, e.EventType, e.Position = r.Event.ID, r.Event.Type, r.Event.Metadata.Position
+		e.Payload, _ = r.Event.Marshal() // it was read from a valid one
+	} else if read, err := event.Unmarshal(r.Value); err == nil {
 		e.EventID, e.EventType, e.Position = read.ID, read.Type, read.Metadata.Position
 	} else if id, err := uuid.Parse(r.Header(event.MetaEventID)); err == nil {
 		e.EventID = id

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/handlers"
 )
 
 // Route is one arrow of the flow: a Watermill router that a service runs.
@@ -41,7 +42,7 @@ func Routes() []Route {
 		},
 		{
 			Name: Eventhandler, Service: "eventhandler",
-			From: bus + strings.Join(projectedTopics(), ", "), To: "projections",
+			From: bus + strings.Join(handlers.Topics(handlers.Projections()), ", "), To: "projections",
 			Handler: "reduce, store (batched)", Retry: ours, DeadLetters: Eventhandler, HealthPort: 8084,
 		},
 	}

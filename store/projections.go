@@ -3,120 +3,130 @@ package store
 import (
 	"cmp"
 	"context"
-	"errors"
+	"maps"
 	"slices"
 
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
 )
 
-// Projections writes projections. It remembers the rows it has written, and where they are, so that a batch is one
-// statement that goes straight to its rows: it reads nothing, locks nothing beforehand, and does not walk the dead
-// versions of a row, of which an old transaction of another session may keep thousands. What it remembers is only ever a
-// guess, which the statement checks: should anybody else have written, deleted or moved a row, nothing is written and
-// the rows are read anew. It may be used concurrently.
+// Projections writes projections. It remembers the rows it has written, and where they are, so that a batch goes
+// straight to its rows: it reads nothing, locks nothing beforehand, and does not walk the dead versions of a row, of which
+// an old transaction of another session may keep thousands. What it remembers is only ever a guess, which the statement
+// checks: should anybody else have written, deleted or moved a row, nothing is to be committed and the rows are read anew.
+// It writes the tables of one set of versions, one batch at a time.
 type Projections struct {
-	pool  *pgxpool.Pool
-	known *rowCache
+	tables map[string]string // by projection type
+	known  *rowCache
+	staged *writing // of the transaction that is being written
 }
 
-// NewProjections returns a writer on pool, which stays the caller's; its connections should have [ProjectionSettings].
-func NewProjections(pool *pgxpool.Pool) *Projections {
-	return &Projections{pool: pool, known: newRowCache(rowCacheBytes)}
+// NewProjections returns a writer to tables, by projection type. Its connections should have [ProjectionSettings].
+func NewProjections(tables map[string]string) *Projections {
+	return &Projections{tables: tables, known: newRowCache(rowCacheBytes)}
 }
 
-// errConflict says that another writer was faster again and again.
-var errConflict = errors.New("projections are being written by another instance at the same time")
+// Has reports whether a projection type has a table.
+func (p *Projections) Has(projectionType string) bool { return p.tables[projectionType] != "" }
 
-// maxConflicts is how often a batch is tried anew. Two instances have the same rows only around a rebalance.
-const maxConflicts = 5
-
-// Update gives fold the rows of keys and writes those whose position it has made grow, all in one transaction. Rows that
-// don't exist are missing from the map; fold adds them. Fold must raise EventCount with each event, which makes it the
-// version of a row, and may be called again with newer rows if those were no longer true. An error of fold is returned
-// as it is, and nothing is written. Errors that no retry mends are marked with [fault.Permanent].
-func (p *Projections) Update(ctx context.Context, keys []ProjectionKey, fold func(rows map[ProjectionKey]*Projection) error) error {
+// Update gives fold the rows of keys and writes within tx those whose EventCount it has made grow. Rows that don't exist
+// are missing from the map; fold adds them. An error of fold is returned as it is. [ErrConflict] says that tx must not be
+// committed, and can be tried again at once. [Projections.Done] has to be told of the outcome of tx.
+func (p *Projections) Update(ctx context.Context, tx pgx.Tx, keys []ProjectionKey, fold func(rows map[ProjectionKey]*Projection) error) error {
 	slices.SortFunc(keys, func(a, b ProjectionKey) int { // one order for all writers: no deadlocks
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.AggregateID, b.AggregateID))
 	})
 	keys = slices.Compact(keys)
-	for attempt := 1; ; attempt++ {
-		before, guessed, err := p.load(ctx, keys)
-		if err != nil {
-			return err
-		}
-		rows := make(map[ProjectionKey]*Projection, len(before))
-		for k, r := range before {
-			row := r.Projection
-			rows[k] = &row
-		}
-		if err := fold(rows); err != nil {
-			return err
-		}
-		w := changes(keys, before, rows)
-		if guessed && w.untouched {
-			// An event that comes again changes nothing. That must not be decided by what is remembered: the row may have
-			// been deleted since, for a rebuild.
-			p.known.forget(keys)
-			continue
-		}
-		conflict, err := p.write(ctx, w)
-		if err == nil && !conflict {
-			return nil
-		}
-		p.known.forget(keys) // also when it is not known whether they were written
-		if err != nil {
-			return err
-		}
-		if attempt >= maxConflicts {
-			return errConflict
+	before, unknown := p.known.lookup(keys)
+	if err := readRows(ctx, tx, unknown, p.tables, before); err != nil {
+		return err
+	}
+	rows := make(map[ProjectionKey]*Projection, len(before))
+	for k, r := range before {
+		row := r.Projection
+		rows[k] = &row
+	}
+	if err := fold(rows); err != nil {
+		return err
+	}
+	w := changes(keys, before, rows)
+	p.staged = w
+	return w.write(ctx, tx, p.tables)
+}
+
+// Done says whether the transaction of the last [Projections.Update] was committed.
+func (p *Projections) Done(committed bool) {
+	if p.staged == nil {
+		return
+	}
+	for _, t := range p.staged.types {
+		for _, c := range []*columns{&t.changed, &t.created} {
+			if committed {
+				p.known.remember(c.rows)
+			} else {
+				p.known.forget(c.rows)
+			}
 		}
 	}
+	p.staged = nil
 }
 
-// load returns the rows of keys as they are believed to be; guessed says that some are only remembered.
-func (p *Projections) load(ctx context.Context, keys []ProjectionKey) (rows map[ProjectionKey]*located, guessed bool, err error) {
-	rows, unknown := p.known.lookup(keys)
-	guessed = len(rows) > 0
-	if len(unknown) > 0 {
-		if err := readRows(ctx, p.pool, unknown, rows); err != nil {
-			return nil, false, err
-		}
+// writing is what a batch changes, by projection type.
+type writing struct{ types map[string]*typeWriting }
+
+type typeWriting struct{ changed, created columns }
+
+// rows returns how many rows are written.
+func (w *writing) rows() (n int) {
+	for _, t := range w.types {
+		n += len(t.changed.rows) + len(t.created.rows)
 	}
-	return rows, guessed, nil
+	return n
 }
 
-// writing is what a batch changes.
-type writing struct {
-	changed, created columns
-	untouched        bool // some row stays as it was
-}
-
-func changes(keys []ProjectionKey, before map[ProjectionKey]*located, rows map[ProjectionKey]*Projection) writing {
-	var w writing
+func changes(keys []ProjectionKey, before map[ProjectionKey]*located, rows map[ProjectionKey]*Projection) *writing {
+	w := &writing{types: make(map[string]*typeWriting)}
 	for _, k := range keys {
 		old, r := before[k], rows[k]
-		switch {
-		case r == nil:
-		case old == nil:
-			w.created.add(k, r, nil)
-		case r.Position > old.Position:
-			w.changed.add(k, r, old)
-		default:
-			w.untouched = true
+		if r == nil || old != nil && r.EventCount <= old.EventCount {
+			continue
+		}
+		t := w.types[k.Type]
+		if t == nil {
+			t = &typeWriting{}
+			w.types[k.Type] = t
+		}
+		if old == nil {
+			t.created.add(k, r, nil)
+		} else {
+			t.changed.add(k, r, old)
 		}
 	}
 	return w
 }
 
-// write writes a batch and remembers it; conflict says that nothing was written since a row is not what it was taken for.
-func (p *Projections) write(ctx context.Context, w writing) (conflict bool, err error) {
-	if len(w.changed.rows)+len(w.created.rows) == 0 {
-		return false, nil
+// write sends all statements at once.
+func (w *writing) write(ctx context.Context, tx pgx.Tx, tables map[string]string) error {
+	if len(w.types) == 0 {
+		return nil
 	}
-	conflict, err = writeRows(ctx, p.pool, &w)
-	if err == nil && !conflict {
-		p.known.remember(w.changed.rows)
-		p.known.remember(w.created.rows)
+	places := make(places, w.rows())
+	statements := &pgx.Batch{}
+	for _, projectionType := range slices.Sorted(maps.Keys(w.types)) {
+		w.types[projectionType].queue(statements, tables[projectionType], places)
 	}
-	return conflict, err
+	if err := places.send(ctx, tx, statements); err != nil {
+		return err
+	}
+	for _, t := range w.types {
+		for _, c := range []*columns{&t.changed, &t.created} {
+			for _, r := range c.rows {
+				at, ok := places[r.ID]
+				if !ok {
+					return ErrConflict
+				}
+				r.at = at
+			}
+		}
+	}
+	return nil
 }

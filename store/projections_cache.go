@@ -68,11 +68,11 @@ func (c *rowCache) remember(rows []*located) {
 	}
 }
 
-func (c *rowCache) forget(keys []ProjectionKey) {
+func (c *rowCache) forget(rows []*located) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, k := range keys {
-		c.drop(k)
+	for _, r := range rows {
+		c.drop(r.key())
 	}
 }
 

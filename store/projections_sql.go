@@ -2,16 +2,13 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // ProjectionSettings are server settings for connections that write projections: rows are visited one by one, by their
@@ -26,31 +23,30 @@ func ProjectionSettings() map[string]string {
 }
 
 // readRows adds the rows of keys that exist.
-func readRows(ctx context.Context, pool *pgxpool.Pool, keys []ProjectionKey, found map[ProjectionKey]*located) error {
-	types, ids := make([]string, len(keys)), make([]string, len(keys))
-	for i, k := range keys {
-		types[i], ids[i] = k.Type, k.AggregateID
+func readRows(ctx context.Context, tx pgx.Tx, keys []ProjectionKey, tables map[string]string, found map[ProjectionKey]*located) error {
+	byType := make(map[string][]string)
+	for _, k := range keys {
+		byType[k.Type] = append(byType[k.Type], k.AggregateID)
 	}
-	rows, err := pool.Query(ctx, `
-		SELECT p.ctid, p.projection_id, p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp,
-			p.position, p.event_count
-		FROM unnest($1::text[], $2::text[]) AS k (type, id)
-		JOIN projections p ON p.projection_type = k.type AND p.aggregate_id = k.id`, types, ids)
-	if err != nil {
-		return fmt.Errorf("read projections: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var r located
-		err := rows.Scan(&r.at, (*[16]byte)(&r.ID), &r.Type, &r.AggregateID, (*[]byte)(&r.State), (*[16]byte)(&r.LastEventID),
-			&r.LastEventTimestamp, &r.Position, &r.EventCount)
+	for projectionType, ids := range byType {
+		rows, err := tx.Query(ctx, `
+			SELECT p.ctid, p.projection_id, p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp,
+				p.position, p.event_count
+			FROM unnest($2::text[]) AS k (id) JOIN `+tables[projectionType]+` p ON p.projection_type = $1 AND p.aggregate_id = k.id`, projectionType, ids)
 		if err != nil {
-			return fmt.Errorf("read projection: %w", err)
+			return fmt.Errorf("read projections %s: %w", projectionType, err)
 		}
-		found[r.key()] = &r
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read projections: %w", err)
+		list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*located, error) {
+			var r located
+			return &r, row.Scan(&r.at, (*[16]byte)(&r.ID), &r.Type, &r.AggregateID, (*[]byte)(&r.State), (*[16]byte)(&r.LastEventID),
+				&r.LastEventTimestamp, &r.Position, &r.EventCount)
+		})
+		if err != nil {
+			return fmt.Errorf("read projections %s: %w", projectionType, err)
+		}
+		for _, r := range list {
+			found[r.key()] = r
+		}
 	}
 	return nil
 }
@@ -90,62 +86,51 @@ func (c *columns) add(k ProjectionKey, r *Projection, old *located) {
 	c.count = append(c.count, r.EventCount)
 }
 
-// Both statements fail, by dividing by zero, unless they have written as many rows as they were given: in one round trip
-// all rows are written or none. They return where the rows are now.
+// Both statements return where the rows are that they have written: all that they were given, or there is a conflict.
 const (
 	changeRows = `
-WITH written AS (
-	UPDATE projections p SET state = n.state::jsonb, last_event_id = n.event, last_event_timestamp = n.time,
-		position = n.position, event_count = n.count, updated_at = now()
-	FROM unnest($1::tid[], $2::bigint[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::bigint[], $8::bigint[])
-		AS n (place, before, id, state, event, time, position, count)
-	WHERE p.ctid = n.place AND p.projection_id = n.id AND p.event_count = n.before
-	RETURNING p.projection_id AS id, p.ctid AS place
-) SELECT array_agg(id), array_agg(place), 1 / (count(*) = cardinality($1::tid[]))::int FROM written`
+UPDATE %s p SET state = n.state::jsonb, last_event_id = n.event, last_event_timestamp = n.time,
+	position = n.position, event_count = n.count, updated_at = now()
+FROM unnest($1::tid[], $2::bigint[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::bigint[], $8::bigint[])
+	AS n (place, before, id, state, event, time, position, count)
+WHERE p.ctid = n.place AND p.projection_id = n.id AND p.event_count = n.before
+RETURNING p.projection_id, p.ctid`
 
 	createRows = `
-WITH written AS (
-	INSERT INTO projections (projection_id, projection_type, aggregate_id, state, last_event_id, last_event_timestamp,
-		position, event_count)
-	SELECT id, type, key, state::jsonb, event, time, position, count
-	FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::timestamptz[], $7::bigint[], $8::bigint[])
-		AS n (id, type, key, state, event, time, position, count)
-	ON CONFLICT DO NOTHING
-	RETURNING projection_id AS id, ctid AS place
-) SELECT array_agg(id), array_agg(place), 1 / (count(*) = cardinality($1::uuid[]))::int FROM written`
+INSERT INTO %s AS p (projection_id, projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
+SELECT id, type, key, state::jsonb, event, time, position, count
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::timestamptz[], $7::bigint[], $8::bigint[])
+	AS n (id, type, key, state, event, time, position, count)
+ON CONFLICT DO NOTHING
+RETURNING p.projection_id, p.ctid`
 )
 
-// writeRows writes what has changed in one round trip, which is one transaction, and notes where the rows are then.
-func writeRows(ctx context.Context, pool *pgxpool.Pool, w *writing) (conflict bool, err error) {
-	places := make(map[uuid.UUID]pgtype.TID, len(w.changed.rows)+len(w.created.rows))
-	note := func(row pgx.Row) error {
-		var ids []pgtype.UUID
-		var at []pgtype.TID
-		if err := row.Scan(&ids, &at, nil); err != nil {
-			return err
-		}
-		for i, id := range ids {
-			places[id.Bytes] = at[i]
-		}
+// queue adds the statements that write a type to its table; they note in places where the rows are then.
+func (t *typeWriting) queue(statements *pgx.Batch, table string, places places) {
+	if c := &t.changed; len(c.rows) > 0 {
+		statements.Queue(fmt.Sprintf(changeRows, table), c.places, c.before, c.ids, c.states, c.events, c.times, c.positions, c.count).Query(places.note)
+	}
+	if c := &t.created; len(c.rows) > 0 {
+		statements.Queue(fmt.Sprintf(createRows, table), c.ids, c.types, c.keys, c.states, c.events, c.times, c.positions, c.count).Query(places.note)
+	}
+}
+
+// places says where rows are, by projection_id.
+type places map[uuid.UUID]pgtype.TID
+
+func (p places) note(rows pgx.Rows) error {
+	var id pgtype.UUID
+	var at pgtype.TID
+	_, err := pgx.ForEachRow(rows, []any{&id, &at}, func() error {
+		p[id.Bytes] = at
 		return nil
+	})
+	return err
+}
+
+func (p places) send(ctx context.Context, tx pgx.Tx, statements *pgx.Batch) error {
+	if err := tx.SendBatch(ctx, statements).Close(); err != nil {
+		return fmt.Errorf("write projections: %w", fault.Refused(err))
 	}
-	batch := &pgx.Batch{}
-	if c := &w.changed; len(c.rows) > 0 {
-		batch.Queue(changeRows, c.places, c.before, c.ids, c.states, c.events, c.times, c.positions, c.count).QueryRow(note)
-	}
-	if c := &w.created; len(c.rows) > 0 {
-		batch.Queue(createRows, c.ids, c.types, c.keys, c.states, c.events, c.times, c.positions, c.count).QueryRow(note)
-	}
-	if err := pool.SendBatch(ctx, batch).Close(); err != nil {
-		if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "22012" { // division_by_zero
-			return true, nil
-		}
-		return false, fmt.Errorf("write projections: %w", fault.Refused(err))
-	}
-	for _, c := range []*columns{&w.changed, &w.created} {
-		for _, r := range c.rows {
-			r.at = places[r.ID]
-		}
-	}
-	return false, nil
+	return nil
 }

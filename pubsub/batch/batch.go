@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/cornjacket/platform-services/event"
 )
 
 // Record is one message of a source, as it came.
@@ -21,6 +23,8 @@ type Record struct {
 	At      time.Time // when it came to its source; zero if unknown
 	Value   []byte
 	Headers []Header
+	// Event is what Value says, if the source has read it already; Value may then be empty.
+	Event *event.Envelope
 }
 
 // Header is a name and a value beside the value of a record.

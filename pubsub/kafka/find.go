@@ -108,7 +108,7 @@ func (f *Finder) bounds(ctx context.Context, s *search, key string, from time.Ti
 	if err != nil {
 		return fmt.Errorf("ask for the partitions of %s: %w", topic, err)
 	}
-	s.place.Partition = partitionOf(key, topic, len(starts[topic]))
+	s.place.Partition = PartitionOf(key, len(starts[topic]))
 	after, err := admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), topic)
 	if err == nil {
 		err = after.Error()
@@ -135,13 +135,13 @@ func (f *Finder) bounds(ctx context.Context, s *search, key string, from time.Ti
 	return nil
 }
 
-// partitionOf returns the partition in which the publisher puts a key: all partitioners of its client hash keys as Kafka does.
-func partitionOf(key, topic string, partitions int) int32 {
-	if partitions == 0 {
+// PartitionOf returns the partition, of so many, in which the publisher puts a key: as Kafka's own clients do, by murmur2.
+func PartitionOf(key string, partitions int) int32 {
+	if partitions <= 0 {
 		return 0
 	}
-	r := &kgo.Record{Topic: topic, Key: []byte(key)}
-	return int32(kgo.StickyKeyPartitioner(nil).ForTopic(topic).Partition(r, partitions)) //nolint:gosec // below the number of partitions
+	r := &kgo.Record{Key: []byte(key)}
+	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(r, partitions)) //nolint:gosec // below the number of partitions
 }
 
 func (f *Finder) read(ctx context.Context, s *search) error {

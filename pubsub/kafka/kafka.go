@@ -40,25 +40,6 @@ func record(topic string, m *message.Message) *kgo.Record {
 	return r
 }
 
-// received returns a record as a message. Nothing is decoded here: what can't be read fails in its handler, alone.
-func received(r *kgo.Record) *message.Message {
-	m := message.NewMessage("", message.Payload(r.Value))
-	for _, h := range r.Headers {
-		if h.Key == event.MetaEventID {
-			m.UUID = string(h.Value)
-			continue
-		}
-		m.Metadata[h.Key] = string(h.Value)
-	}
-	if m.UUID == "" {
-		m.UUID = r.Topic + "/" + strconv.Itoa(int(r.Partition)) + "/" + strconv.FormatInt(r.Offset, 10)
-	}
-	if len(r.Key) > 0 {
-		m.Metadata[event.MetaAggregateID] = string(r.Key)
-	}
-	return m
-}
-
 // TopicConfig says how topics are created.
 type TopicConfig struct {
 	Partitions  int           // of a new topic

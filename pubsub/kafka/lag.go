@@ -6,14 +6,13 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // Lag is how far a subscriber is behind the end of its partitions.
 type Lag struct {
 	Events int64     // not acknowledged yet
-	Oldest time.Time // when the oldest of them was published, to about 100 ms; zero if none is, or none was fetched yet
-	Acked  int64     // grows with each message that is acknowledged, and changes with the partitions
+	Oldest time.Time // when the oldest of those in flight was published; zero if none is
+	Acked  int64     // grows with each record that is acknowledged, and changes with the partitions
 }
 
 // bounds is where a partition begins and ends.
@@ -28,19 +27,26 @@ func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
 	var sum Lag
 	for _, m := range s.members() {
 		if time.Since(m.refreshed) >= refreshEvery {
-			if err := m.refresh(ctx); err != nil {
-				return Lag{}, fmt.Errorf("ask for the ends of partitions: %w", err)
+			ends, err := m.bounds(ctx)
+			if err != nil {
+				return Lag{}, err
 			}
 			m.refreshed = time.Now()
+			m.mu.Lock()
+			m.ends = ends
+			m.mu.Unlock()
 		}
 		committed := m.client.CommittedOffsets()
 		m.mu.Lock()
 		for key, p := range m.parts {
-			events, oldest, acked := p.lag(m.ends[key], committed[key.topic][key.partition])
-			sum.Events += events
-			sum.Acked += acked
-			if !oldest.IsZero() && (sum.Oldest.IsZero() || oldest.Before(sum.Oldest)) {
-				sum.Oldest = oldest
+			b, next := m.ends[key], p.next
+			if next < 0 { // nothing was fetched since it was assigned
+				next = max(b.start, committed[key.Topic][key.Partition].Offset)
+			}
+			sum.Events += max(0, max(b.end, p.end)-next)
+			sum.Acked += next
+			if !p.oldest.IsZero() && (sum.Oldest.IsZero() || p.oldest.Before(sum.Oldest)) {
+				sum.Oldest = p.oldest
 			}
 		}
 		m.mu.Unlock()
@@ -48,78 +54,44 @@ func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
 	return sum, nil
 }
 
-func (m *member) refresh(ctx context.Context) error {
+// bounds asks where the partitions of the topics begin and end. A partition that the brokers can't say that of is an error
+// if it is ours.
+func (m *member) bounds(ctx context.Context) (map[Partition]bounds, error) {
 	admin := kadm.NewClient(m.client)
 	starts, err := admin.ListStartOffsets(ctx, m.topics...)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("ask for the beginnings of partitions: %w", err)
 	}
 	ends, err := admin.ListEndOffsets(ctx, m.topics...)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("ask for the ends of partitions: %w", err)
 	}
-	fresh := make(map[tp]bounds)
+	found := make(map[Partition]bounds)
+	var failed error
 	ends.Each(func(o kadm.ListedOffset) {
-		start, ok := starts.Lookup(o.Topic, o.Partition)
-		if o.Err == nil && ok && start.Err == nil {
-			fresh[tp{o.Topic, o.Partition}] = bounds{start.Offset, o.Offset}
+		start, _ := starts.Lookup(o.Topic, o.Partition)
+		err := o.Err
+		if err == nil {
+			err = start.Err
 		}
+		if err != nil {
+			failed = fmt.Errorf("ask for the end of partition %d of %s: %w", o.Partition, o.Topic, err)
+			return
+		}
+		found[Partition{o.Topic, o.Partition}] = bounds{start.Offset, o.Offset}
 	})
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.ends = fresh
-	return nil
+	return found, failed
 }
 
-// stamp says when the record at an offset, and about those after it up to the next stamp, were published.
-type stamp struct {
-	offset int64
-	at     time.Time
-}
-
-const (
-	stampEvery = 100 * time.Millisecond
-	maxStamps  = 1024
-)
-
-// seen notes fetched records and how far the partition reached then. It is called with the lock held.
-func (p *partition) seen(records []*kgo.Record) {
-	for _, r := range records {
-		if n := len(p.stamps); n > 0 && r.Timestamp.Sub(p.stamps[n-1].at) < stampEvery {
-			continue
-		}
-		if len(p.stamps) >= maxStamps {
-			p.forget()
-		}
-		if len(p.stamps) < maxStamps {
-			p.stamps = append(p.stamps, stamp{r.Offset, r.Timestamp})
-		}
+// partitions returns how many partitions each topic has.
+func (m *member) partitions(ctx context.Context) (map[string]int, error) {
+	topics, err := kadm.NewClient(m.client).ListTopics(ctx, m.topics...)
+	if err != nil {
+		return nil, fmt.Errorf("ask for the topics %v: %w", m.topics, err)
 	}
-}
-
-// forget drops stamps that end before the first record that is not acknowledged.
-func (p *partition) forget() {
-	next := p.next.Load()
-	for len(p.stamps) > 1 && p.stamps[1].offset <= next {
-		p.stamps = p.stamps[1:]
+	counts := make(map[string]int)
+	for name, t := range topics {
+		counts[name] = len(t.Partitions)
 	}
-	if len(p.stamps) == 1 && len(p.queue) == 0 && p.fetched.Load() <= next {
-		p.stamps = nil
-	}
-}
-
-// lag returns how many records are not acknowledged, when the oldest was published, and the offset of the next one.
-func (p *partition) lag(b bounds, committed kgo.EpochOffset) (events int64, oldest time.Time, next int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	next = p.next.Load()
-	if next < 0 { // nothing was acknowledged since it was assigned
-		next = max(b.start, committed.Offset)
-	}
-	events = max(0, max(b.end, p.end.Load())-next)
-	p.forget()
-	if events > 0 && len(p.stamps) > 0 {
-		oldest = p.stamps[0].at
-	}
-	return events, oldest, next
+	return counts, nil
 }

@@ -4,43 +4,61 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 // member is one subscription: one member of the group.
 type member struct {
-	cfg     SubscriberConfig
-	client  *kgo.Client
-	out     chan *message.Message
-	ctx     context.Context // of all messages; outlives the subscription's, so that what is in flight can be acknowledged
-	abandon context.CancelFunc
-	cut     context.CancelFunc // ends the client's requests
+	cfg    SubscriberConfig
+	client *kgo.Client
+	sender *batch.Sender
+	topics []string
+	ctx    context.Context    // of the client's requests; outlives the subscription's
+	cut    context.CancelFunc // ends them
 
-	joined   atomic.Bool
-	lastPoll atomic.Int64 // Unix nanoseconds
-	pollErr  atomic.Pointer[error]
+	joined  atomic.Bool
+	trouble atomic.Pointer[trouble]
 
-	topics    []string
 	refreshed time.Time // when ends were last asked for; see Lag
 
-	mu    sync.Mutex
-	parts map[tp]*partition
-	ends  map[tp]bounds
+	mu     sync.Mutex
+	parts  map[Partition]*part // assigned
+	behind map[Partition]*gap  // those of parts of which the bus does not have all; see catchUp
+	wake   context.CancelFunc  // ends the poll that is waiting
+	ends   map[Partition]bounds
 }
 
-type tp struct {
-	topic     string
-	partition int32
+// part is an assigned partition.
+type part struct {
+	next   int64     // offset of the next record that is to be handled; -1 if not known yet
+	end    int64     // of the partition when it was last fetched
+	oldest time.Time // of what is fetched and not handled
+}
+
+// trouble is why nothing comes.
+type trouble struct {
+	since, last time.Time
+	err         error
 }
 
 func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*member, error) {
-	m := &member{cfg: cfg, topics: topics, out: make(chan *message.Message), parts: make(map[tp]*partition)}
+	m := &member{
+		cfg: cfg, topics: topics, sender: batch.NewSender(cfg.CloseTimeout),
+		parts: make(map[Partition]*part), behind: make(map[Partition]*gap),
+	}
+	m.sender.Again = m.again
 	opts := []kgo.Opt{
 		kgo.ConsumerGroup(cfg.Group),
 		kgo.ConsumeTopics(topics...),
@@ -49,17 +67,19 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 		kgo.SessionTimeout(cfg.SessionTimeout),
 		kgo.HeartbeatInterval(cfg.SessionTimeout / 4),
 		kgo.RebalanceTimeout(cfg.CloseTimeout + 5*time.Second),
-		// Records that were fetched before a rebalance must not reach a partition that has come back in it.
+		// What was fetched is handled before a partition goes to another member.
 		kgo.BlockRebalanceOnPoll(),
 		kgo.AutoCommitMarks(),
 		kgo.AutoCommitInterval(time.Second),
-		kgo.FetchMaxBytes(8 << 20),
-		// A fetch that waits for some partitions delays those that are resumed meanwhile.
+		kgo.FetchMaxBytes(int32(cfg.MaxBytes)), //nolint:gosec // some megabytes
 		kgo.FetchMaxWait(500 * time.Millisecond),
 		kgo.FetchMaxPartitionBytes(1 << 20),
 		kgo.OnPartitionsAssigned(m.assigned),
 		kgo.OnPartitionsRevoked(m.revoked),
 		kgo.OnPartitionsLost(m.lost),
+	}
+	if cfg.Positions != nil {
+		opts = append(opts, kgo.AdjustFetchOffsetsFn(m.claim))
 	}
 	if cfg.InstanceID != "" {
 		opts = append(opts, kgo.InstanceID(cfg.InstanceID))
@@ -68,46 +88,57 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts, secure...)
-	m.ctx, m.abandon = context.WithCancel(context.WithoutCancel(ctx))
-	var clientCtx context.Context
-	clientCtx, m.cut = context.WithCancel(m.ctx)
-	client, err := NewClient(cfg.Brokers, cfg.Log, append(opts, kgo.WithContext(clientCtx))...)
+	m.ctx, m.cut = context.WithCancel(context.WithoutCancel(ctx))
+	client, err := NewClient(cfg.Brokers, cfg.Logger, append(append(opts, secure...), kgo.WithContext(m.ctx))...)
 	if err != nil {
-		m.abandon()
+		m.cut()
 		return nil, err
 	}
 	m.client = client // the callbacks are given it: they may run already
 	return m, nil
 }
 
-// run polls until ctx ends, then settles what is in flight and leaves.
+// run polls until ctx ends, then leaves.
 func (m *member) run(ctx context.Context) {
-	for {
-		fetches := m.client.PollRecords(ctx, 2000)
-		if ctx.Err() != nil || fetches.IsClientClosed() {
+	for ctx.Err() == nil {
+		m.catchUp(ctx)
+		fetches := m.poll(ctx)
+		if fetches.IsClientClosed() {
 			break
 		}
 		m.note(fetches)
-		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
-			if len(f.Records) == 0 {
-				return
+		records, fetched := m.take(fetches)
+		m.catchUp(ctx)
+		pause := time.Duration(0)
+		if records = m.owned(records); len(records) > 0 && ctx.Err() == nil {
+			outcome := m.sender.Send(ctx, records)
+			if outcome.Done == len(records) {
+				m.handled(fetched)
 			}
-			m.mu.Lock()
-			p := m.parts[tp{f.Topic, f.Partition}]
-			m.mu.Unlock()
-			if p != nil {
-				p.push(f.Records, f.HighWatermark)
-			}
-		})
+			pause = outcome.Gather
+		}
 		m.client.AllowRebalance()
+		batch.Sleep(ctx, pause)
 	}
-	m.settle(m.take(func(tp) bool { return true }), true)
 	m.client.AllowRebalance() // one that waits for us holds up the commit too
 	m.commitLast()
 	m.leave()
-	m.client.CloseAllowingRebalance() // calls back for partitions that were assigned meanwhile
-	m.abandon()
+	m.client.CloseAllowingRebalance()
+	m.cut()
+}
+
+// poll waits for records, or until there is something to catch up with.
+func (m *member) poll(ctx context.Context) kgo.Fetches {
+	ctx, wake := context.WithCancel(ctx)
+	defer wake()
+	m.mu.Lock()
+	m.wake = wake
+	behind := len(m.behind)
+	m.mu.Unlock()
+	if behind > 0 {
+		wake()
+	}
+	return m.client.PollRecords(ctx, m.cfg.MaxBatch)
 }
 
 // leave leaves the group, or cuts the client off if that takes too long: a rebalance that is under way waits for members
@@ -117,15 +148,15 @@ func (m *member) leave() {
 	ctx, cancel := context.WithTimeout(m.ctx, time.Second)
 	defer cancel()
 	if err := m.client.LeaveGroupContext(ctx); err != nil {
-		m.cfg.Log.Debug("leaving the group failed; it ends with the session", "group", m.cfg.Group, "error", err)
+		m.cfg.Logger.Debug("leaving the group failed; it ends with the session", "group", m.cfg.Group, "error", err)
 	}
 }
 
 func (m *member) commitLast() {
 	ctx, cancel := context.WithTimeout(m.ctx, 2*time.Second)
 	defer cancel()
-	if err := m.client.CommitMarkedOffsets(ctx); err != nil {
-		m.cfg.Log.Warn("committing offsets at the end failed; the last messages will be handed out again", "error", err)
+	if err := m.client.CommitMarkedOffsets(ctx); err != nil && m.cfg.Positions == nil {
+		m.cfg.Logger.Warn("committing offsets at the end failed; the last messages will be handed out again", "error", err)
 	}
 }
 
@@ -138,81 +169,206 @@ func (m *member) note(fetches kgo.Fetches) {
 		}
 	})
 	if first != nil {
-		if m.pollErr.Swap(&first) == nil {
-			m.cfg.Log.Warn("fetching fails, trying again", "group", m.cfg.Group, "error", first)
-		}
-		return
+		m.fail(first)
+	} else if fetches.NumRecords() > 0 {
+		m.trouble.Store(nil)
 	}
-	m.pollErr.Store(nil)
-	m.lastPoll.Store(time.Now().UnixNano())
 }
 
-func (m *member) assigned(_ context.Context, client *kgo.Client, parts map[string][]int32) {
+func (m *member) fail(err error) {
+	t := &trouble{since: time.Now(), last: time.Now(), err: err}
+	if before := m.trouble.Load(); before.current() {
+		t.since = before.since
+	} else {
+		m.cfg.Logger.Warn("fetching fails, trying again", "group", m.cfg.Group, "error", err)
+	}
+	m.trouble.Store(t)
+}
+
+// current reports whether the trouble lasts: each attempt to fetch fails again as long as it does, while nothing says that
+// one of an idle topic has succeeded.
+func (t *trouble) current() bool { return t != nil && time.Since(t.last) < 5*time.Second }
+
+// take returns fetched records as those of a batch, and as they are. Records that do not follow the one before say that
+// the bus has dropped some, or that the topic is another one by now: then the log has to be read first.
+func (m *member) take(fetches kgo.Fetches) ([]batch.Record, []*kgo.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.joined.Store(true)
-	n := len(m.parts)
-	for _, ids := range parts {
-		n += len(ids)
+	records, fetched := make([]batch.Record, 0, fetches.NumRecords()), make([]*kgo.Record, 0, fetches.NumRecords())
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		key := Partition{f.Topic, f.Partition}
+		p := m.parts[key]
+		if p == nil || len(f.Records) == 0 {
+			return
+		}
+		if first := f.Records[0]; m.cfg.Positions != nil && p.next >= 0 && first.Offset != p.next {
+			m.gap(key, first.Offset-p.next)
+			m.cfg.Logger.Error("the bus has dropped records before they were read; they are read from the event log", "group", m.cfg.Group,
+				"topic", f.Topic, "partition", f.Partition, "expected_offset", p.next, "offset", first.Offset)
+		}
+		p.end, p.oldest = f.HighWatermark, f.Records[0].Timestamp
+		p.next = f.Records[0].Offset
+		for _, r := range f.Records {
+			records, fetched = append(records, received(r)), append(fetched, r)
+		}
+	})
+	return records, fetched
+}
+
+// handled notes that records are done.
+func (m *member) handled(records []*kgo.Record) {
+	m.mu.Lock()
+	for _, r := range records {
+		if p := m.parts[Partition{r.Topic, r.Partition}]; p != nil {
+			p.next, p.oldest = r.Offset+1, time.Time{}
+		}
 	}
+	m.mu.Unlock()
+	m.client.MarkCommitRecords(records...)
+}
+
+// received returns a record as one of a batch. Nothing is decoded here: what can't be read fails in its handler, alone.
+func received(r *kgo.Record) batch.Record {
+	b := batch.Record{
+		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key), At: r.Timestamp, Value: r.Value,
+		Headers: make([]batch.Header, 0, len(r.Headers)+1),
+	}
+	for _, h := range r.Headers {
+		if h.Key == event.MetaEventID {
+			b.ID = string(h.Value)
+		} else {
+			b.Headers = append(b.Headers, batch.Header{Key: h.Key, Value: string(h.Value)})
+		}
+	}
+	if b.ID == "" {
+		b.ID = r.Topic + "/" + strconv.Itoa(int(r.Partition)) + "/" + strconv.FormatInt(r.Offset, 10)
+	} else {
+		b.Headers = append(b.Headers, batch.Header{Key: event.MetaEventID, Value: b.ID})
+	}
+	return b
+}
+
+// again drops records of partitions that are another member's by now, and claims those anew of which that is not known.
+func (m *member) again(rest []batch.Record) []batch.Record {
+	m.client.AllowRebalance() // a database that is away must not hold up the group
+	m.mu.Lock()
+	var lost []Partition
+	rest = slices.DeleteFunc(slices.Clone(rest), func(r batch.Record) bool {
+		key := Partition{r.Topic, r.Partition}
+		owned := m.parts[key] != nil
+		if owned && m.cfg.Positions != nil && !m.cfg.Positions.Claimed(key) && !slices.Contains(lost, key) {
+			lost = append(lost, key)
+		}
+		return !owned
+	})
+	m.mu.Unlock()
+	if len(lost) > 0 {
+		ctx, cancel := context.WithTimeout(m.ctx, 5*time.Second)
+		defer cancel()
+		if _, err := m.claimPlaces(ctx, lost); err != nil {
+			m.cfg.Logger.Debug("claiming partitions again failed", "group", m.cfg.Group, "error", err)
+		}
+	}
+	return rest
+}
+
+func (m *member) assignedParts() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.parts)
+}
+
+func (m *member) assigned(_ context.Context, _ *kgo.Client, parts map[string][]int32) {
+	m.joined.Store(true)
+	if m.cfg.Positions != nil {
+		return // they are ours once they are claimed
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for topic, ids := range parts {
 		for _, id := range ids {
-			key := tp{topic, id}
-			m.parts[key] = newPartition(m, client, key, m.cfg.MaxBytes/n)
+			m.parts[Partition{topic, id}] = &part{next: -1}
 		}
 	}
 }
 
-// revoked gives partitions to another member: what is in flight is settled first, so that it need not be repeated.
+// revoked gives partitions to another member; nothing of them is in flight then.
 func (m *member) revoked(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
-	m.settle(m.take(in(parts)), true) // none are left if we are leaving, but what was settled is to be committed
-	if err := client.CommitMarkedOffsets(ctx); err != nil {
-		m.cfg.Log.Warn("committing offsets before a rebalance failed; messages will be handed out again", "error", err)
+	m.drop(parts)
+	if err := client.CommitMarkedOffsets(ctx); err != nil && m.cfg.Positions == nil {
+		m.cfg.Logger.Warn("committing offsets before a rebalance failed; messages will be handed out again", "error", err)
 	}
 }
 
 // lost is told of partitions that another member has already.
-func (m *member) lost(_ context.Context, _ *kgo.Client, parts map[string][]int32) {
-	m.settle(m.take(in(parts)), false)
-}
+func (m *member) lost(_ context.Context, _ *kgo.Client, parts map[string][]int32) { m.drop(parts) }
 
-func in(parts map[string][]int32) func(tp) bool {
-	return func(k tp) bool { return slices.Contains(parts[k.topic], k.partition) }
-}
-
-// take removes the partitions that some condition holds for.
-func (m *member) take(which func(tp) bool) []*partition {
+func (m *member) drop(parts map[string][]int32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var taken []*partition
-	for key, p := range m.parts {
-		if which(key) {
-			taken = append(taken, p)
-			delete(m.parts, key)
+	for topic, ids := range parts {
+		for _, id := range ids {
+			delete(m.parts, Partition{topic, id})
+			delete(m.behind, Partition{topic, id})
 		}
 	}
-	return taken
 }
 
-// settle ends partitions, waiting for what is in flight if it may still be committed.
-func (m *member) settle(parts []*partition, wait bool) {
-	for _, p := range parts {
-		p.close()
+// claim says where newly assigned partitions are to be read on; what the group has committed does not matter.
+func (m *member) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	var keys []Partition
+	for topic, ids := range committed {
+		for id := range maps.Keys(ids) {
+			keys = append(keys, Partition{topic, id})
+		}
 	}
-	limit := time.NewTimer(m.cfg.CloseTimeout)
-	defer limit.Stop()
-	for _, p := range parts {
-		if wait {
-			select {
-			case <-p.lane.Done():
-			case <-limit.C:
-				wait = false
-				m.cfg.Log.Warn("messages were still in flight when their partition was given up; they will be handed out again",
-					"group", m.cfg.Group)
+	if len(keys) == 0 {
+		return committed, nil
+	}
+	places, err := m.claimPlaces(ctx, keys)
+	if err != nil {
+		m.fail(err)
+		return nil, err
+	}
+	bounds, err := m.bounds(ctx)
+	if err != nil {
+		m.fail(err)
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, place := range places {
+		b := bounds[place.Partition]
+		p := &part{next: place.Offset, end: b.end}
+		if place.Offset < b.start || place.Offset > b.end {
+			p.next = b.start
+			var dropped int64
+			if place.Offset >= 0 {
+				dropped = b.start - place.Offset
+			}
+			m.gap(place.Partition, dropped)
+			if place.Position > 0 {
+				m.cfg.Logger.Error("the bus does not have what was not read yet; it is read from the event log", "group", m.cfg.Group,
+					"topic", place.Topic, "partition", place.Partition.Partition, "dropped", max(0, dropped))
 			}
 		}
-		p.abandon()
-		<-p.done
-		<-p.lane.Done()
+		m.parts[place.Partition] = p
+		committed[place.Topic][place.Partition.Partition] = kgo.NewOffset().At(p.next).WithEpoch(-1)
 	}
+	if len(m.behind) > 0 && m.wake != nil {
+		m.wake()
+	}
+	return committed, nil
+}
+
+func (m *member) claimPlaces(ctx context.Context, keys []Partition) ([]Place, error) {
+	topics, err := kadm.NewClient(m.client).ListTopics(ctx, m.topics...)
+	if err != nil {
+		return nil, fmt.Errorf("ask for the topics %v: %w", m.topics, err)
+	}
+	ids := make(map[string]uuid.UUID)
+	for name, t := range topics {
+		ids[name] = uuid.UUID(t.ID)
+	}
+	return m.cfg.Positions.Claim(ctx, ids, keys)
 }

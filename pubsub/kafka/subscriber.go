@@ -10,7 +10,41 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
+
+// Partition is one partition of a topic.
+type Partition struct {
+	Topic     string
+	Partition int32
+}
+
+// Place is how far a consumer is in a partition.
+type Place struct {
+	Partition
+	Position int64 // of the newest event that was handled, in the log; 0 if none was
+	Offset   int64 // behind the newest record that was read; -1 if none was, or if the topic is another one by now
+}
+
+// Positions keeps how far a consumer is. Its methods may be called concurrently.
+type Positions interface {
+	// Claim makes partitions this member's, whoever had them, and returns how far the consumer is in each. ids are those of
+	// the topics.
+	Claim(ctx context.Context, ids map[string]uuid.UUID, parts []Partition) ([]Place, error)
+	// Claimed reports whether a partition was claimed and is, as far as known, still this member's.
+	Claimed(part Partition) bool
+	// Reached notes that everything up to some places is handled.
+	Reached(ctx context.Context, places []Place) error
+}
+
+// Log has every event, also those that the bus has dropped.
+type Log interface {
+	// CatchUp calls send, in order, with what is published and behind the places of some partitions, and returns the position
+	// up to which that was. partitions is the number that each topic has. It ends without an error when send returns false.
+	CatchUp(ctx context.Context, places []Place, partitions map[string]int, send func([]batch.Record) bool) (upTo int64, err error)
+}
 
 // SubscriberConfig configures a [Subscriber].
 type SubscriberConfig struct {
@@ -21,22 +55,25 @@ type SubscriberConfig struct {
 	// InstanceID makes the member a static one (KIP-345): after a crash it has its partitions back at once, instead of
 	// after the session timeout. It must differ between instances. Empty means a dynamic member.
 	InstanceID string
-	// Window is the most messages of one partition that may be handed out and not acknowledged; 500 if zero.
-	Window int
-	// MaxBytes is about how many bytes of payload may be held, in flight or fetched ahead, by all partitions that were
-	// assigned together; 32 MiB if zero. Each has an equal share, so that one which is stuck takes none from another.
+	// Positions says where to read on; the offsets that the group has committed are then for people to look at only. If
+	// nil they are where to read on, and what a crash leaves is handed out again.
+	Positions Positions
+	// EventLog, with Positions, is where events are read that the bus does not have any more, or that are older than the topic.
+	EventLog Log
+	// MaxBatch is the most records of a batch; 8,000 if zero.
+	MaxBatch int
+	// MaxBytes is about how many bytes of records are fetched ahead from each broker; 8 MiB if zero.
 	MaxBytes int
 	// SessionTimeout is how long the group waits for a member that went silent; 10 s if zero.
 	SessionTimeout time.Duration
-	// CloseTimeout is how long messages in flight are waited for when the subscription ends or a partition goes to
-	// another member; 10 s if zero. What is left then is handed out again, by whoever has the partition.
+	// CloseTimeout is how long a batch in flight is waited for when the subscription ends; 10 s if zero. What is left then
+	// is handed out again, by whoever has the partition.
 	CloseTimeout time.Duration
-	Log          *slog.Logger
+	Logger       *slog.Logger
 }
 
-// Subscriber consumes topics of the Kafka API as a member of a group. It hands out many messages of a partition at
-// once, those with the same key in order, and commits only offsets whose predecessors are all acknowledged. A refused
-// message is handed out again. It implements [message.Subscriber].
+// Subscriber consumes topics of the Kafka API as a member of a group, one batch at a time. A batch that is refused is
+// handed out again. It implements [message.Subscriber].
 type Subscriber struct {
 	cfg SubscriberConfig
 
@@ -50,11 +87,11 @@ type Subscriber struct {
 
 // NewSubscriber returns a subscriber. It must be closed.
 func NewSubscriber(cfg SubscriberConfig) *Subscriber {
-	if cfg.Window == 0 {
-		cfg.Window = 500
+	if cfg.MaxBatch == 0 {
+		cfg.MaxBatch = 8000
 	}
 	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = 32 << 20
+		cfg.MaxBytes = 8 << 20
 	}
 	if cfg.SessionTimeout == 0 {
 		cfg.SessionTimeout = 10 * time.Second
@@ -62,8 +99,8 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	if cfg.CloseTimeout == 0 {
 		cfg.CloseTimeout = 10 * time.Second
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Subscriber{cfg: cfg}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -90,11 +127,11 @@ func (s *Subscriber) Subscribe(ctx context.Context, topics string) (<-chan *mess
 	s.running.Go(func() {
 		defer cancel()
 		defer unhook()
-		defer close(m.out)
+		defer close(m.sender.Out())
 		m.run(ctx)
 		s.forget(m)
 	})
-	return m.out, nil
+	return m.sender.Out(), nil
 }
 
 func (s *Subscriber) forget(m *member) {
@@ -116,14 +153,12 @@ func (s *Subscriber) Close() error {
 func (s *Subscriber) Assigned() int {
 	n := 0
 	for _, m := range s.members() {
-		m.mu.Lock()
-		n += len(m.parts)
-		m.mu.Unlock()
+		n += m.assignedParts()
 	}
 	return n
 }
 
-// Joined tells whether the group has answered: partitions may be none, if there are more members than partitions.
+// Joined reports whether the group has answered: partitions may be none, if there are more members than partitions.
 func (s *Subscriber) Joined() bool {
 	members := s.members()
 	for _, m := range members {
@@ -134,19 +169,29 @@ func (s *Subscriber) Joined() bool {
 	return len(members) > 0
 }
 
-// LastPoll returns when the brokers last gave us messages, and the error if they refused since.
-func (s *Subscriber) LastPoll() (time.Time, error) {
-	var last time.Time
-	var err error
+// Trouble returns why nothing can be fetched, and since when; nil if the last fetch went well. Partitions that can't be
+// claimed are such a reason too.
+func (s *Subscriber) Trouble() (since time.Time, err error) {
 	for _, m := range s.members() {
-		if e := m.pollErr.Load(); e != nil {
-			err = *e
-		}
-		if n := m.lastPoll.Load(); n != 0 && time.Unix(0, n).After(last) {
-			last = time.Unix(0, n)
+		if t := m.trouble.Load(); t.current() {
+			return t.since, t.err
 		}
 	}
-	return last, err
+	return time.Time{}, nil
+}
+
+// Missed returns how many partitions are being caught up with from the log, and how many records the bus had dropped
+// before they were read, as far as that is known.
+func (s *Subscriber) Missed() (partitions int, records int64) {
+	for _, m := range s.members() {
+		m.mu.Lock()
+		for _, b := range m.behind {
+			partitions++
+			records += b.dropped
+		}
+		m.mu.Unlock()
+	}
+	return partitions, records
 }
 
 // Ping asks the brokers for a sign of life.
@@ -159,17 +204,13 @@ func (s *Subscriber) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Oldest returns when the oldest message in flight was handed out, zero if none is.
+// Oldest returns since when the oldest batch in flight has been handed out, zero if none is.
 func (s *Subscriber) Oldest() time.Time {
 	var oldest time.Time
 	for _, m := range s.members() {
-		m.mu.Lock()
-		for _, p := range m.parts {
-			if t := p.lane.Oldest(); !t.IsZero() && (oldest.IsZero() || t.Before(oldest)) {
-				oldest = t
-			}
+		if t := m.sender.Oldest(); !t.IsZero() && (oldest.IsZero() || t.Before(oldest)) {
+			oldest = t
 		}
-		m.mu.Unlock()
 	}
 	return oldest
 }
@@ -177,5 +218,5 @@ func (s *Subscriber) Oldest() time.Time {
 func (s *Subscriber) members() []*member {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]*member(nil), s.groups...)
+	return slices.Clone(s.groups)
 }
