@@ -141,8 +141,13 @@ func (r *Rebuild) begin(ctx context.Context, v *store.Version) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range places {
-		b.read = max(b.read, p.Position) // pages are whole, so that the newest says up to where all were looked at
+	for i, p := range places {
+		switch {
+		case v.State == store.VersionBuilding: // built in the order of the log: the newest says up to where all were looked at
+			b.read = max(b.read, p.Position)
+		case i == 0 || p.Position < b.read: // written by the event handler, whose partitions go on by themselves
+			b.read = p.Position
+		}
 	}
 	b.engine = &engine[Application]{Consumer: ProjectorOf(v, r.Projection), cfg: ConsumerConfig{
 		Pool: r.Pool, Positions: b.positions,

@@ -1,7 +1,10 @@
 -- +goose Up
--- Current state per aggregate. position is that of the newest event applied: what is not newer has been applied already.
+-- Current state per aggregate; position is that of the newest event that was applied, event_count how many were. Each
+-- projection type has a partition, so that one that was built anew takes the place of the old one at once; what has no
+-- partition of its own is in projections_other. The rows are rewritten all the time and no indexed column changes; how
+-- full a partition's pages may be is said where it is created.
 CREATE TABLE projections (
-    projection_id        uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    projection_id        uuid        NOT NULL DEFAULT gen_random_uuid(),
     projection_type      text        NOT NULL COLLATE "C",
     aggregate_id         text        NOT NULL COLLATE "C",
     state                jsonb       NOT NULL,
@@ -9,38 +12,47 @@ CREATE TABLE projections (
     last_event_timestamp timestamptz NOT NULL,
     updated_at           timestamptz NOT NULL DEFAULT now(),
     position             bigint      NOT NULL,
-    UNIQUE (projection_type, aggregate_id)
-) WITH (
-    -- Rows are rewritten all the time and no indexed column changes: room in the page keeps the updates heap-only.
-    fillfactor = 50,
-    autovacuum_vacuum_scale_factor = 0.05
-);
+    event_count          bigint      NOT NULL DEFAULT 0,
+    PRIMARY KEY (projection_type, aggregate_id)
+) PARTITION BY LIST (projection_type);
+CREATE TABLE projections_other PARTITION OF projections DEFAULT;
 
-CREATE TABLE IF NOT EXISTS dlq (
-    dlq_id           uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
-    consumer         text        NOT NULL,
-    event_id         uuid,
-    event_payload    bytea       NOT NULL,
-    error_message    text        NOT NULL,
-    failed_at        timestamptz NOT NULL DEFAULT now(),
-    retry_count      integer     NOT NULL DEFAULT 0,
-    status           text        NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'replayed', 'discarded')),
-    source_topic     text        NOT NULL,
-    source_partition integer,
-    source_offset    bigint,
-    message_key      text,
-    correlation_id   text,
-    bus_topic        text        NOT NULL,
-    published_at     timestamptz
+-- The builds of each projection type. The table of a version is projections_<type>_v<version>.
+CREATE TABLE projection_versions (
+    projection_type text        NOT NULL COLLATE "C",
+    version         integer     NOT NULL,
+    state           text        NOT NULL CHECK (state IN ('active', 'building', 'previous')),
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    switched_at     timestamptz,
+    PRIMARY KEY (projection_type, version)
 );
--- A message that comes again is one dead letter. A source without partitions has none to compare, and one without
--- offsets can't tell. The bytes are part of it: a topic that was deleted and made anew counts from 0 again.
-CREATE UNIQUE INDEX IF NOT EXISTS dlq_source
-    ON dlq (consumer, source_topic, coalesce(source_partition, -1), source_offset, sha256(event_payload));
-CREATE INDEX IF NOT EXISTS dlq_list ON dlq (consumer, failed_at, dlq_id);
-CREATE INDEX IF NOT EXISTS dlq_unpublished ON dlq (consumer, failed_at) WHERE published_at IS NULL;
+CREATE UNIQUE INDEX projection_versions_active ON projection_versions (projection_type) WHERE state = 'active';
+
+-- The events that a version was built without. How far it was built is in consumer_positions, as <type>@<version>.
+CREATE TABLE projection_refusals (
+    projection_type text    NOT NULL COLLATE "C",
+    version         integer NOT NULL,
+    event_id        uuid    NOT NULL,
+    position        bigint  NOT NULL,
+    reason          text    NOT NULL,
+    PRIMARY KEY (projection_type, version, event_id)
+);
 
 -- +goose Down
--- Other services of this database may share the table, so only our own rows go.
-DELETE FROM dlq WHERE consumer IN ('eventhandler');
+-- +goose StatementBegin
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT format('projections_%s_v%s', projection_type, version) FROM projection_versions WHERE state <> 'active' LOOP
+        EXECUTE format('DROP TABLE IF EXISTS %I', name);
+    END LOOP;
+    DELETE FROM consumer_positions p USING projection_versions v WHERE p.consumer = v.projection_type || '@' || v.version;
+    DELETE FROM consumer_positions WHERE consumer = 'eventhandler';
+    DELETE FROM dlq WHERE consumer = 'eventhandler';
+    DELETE FROM dlq_replays WHERE service = 'eventhandler';
+END $$;
+-- +goose StatementEnd
+DROP TABLE projection_refusals;
+DROP TABLE projection_versions;
 DROP TABLE projections;
