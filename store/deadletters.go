@@ -97,3 +97,18 @@ func Tables(ctx context.Context, pool *pgxpool.Pool, names ...string) (bool, err
 	}
 	return n == len(names), nil
 }
+
+// AddWithin is a stand-in until the store of dead letters takes a transaction.
+func (d *DeadLetters) AddWithin(ctx context.Context, tx pgx.Tx, letters ...deadletter.Entry) error {
+	for _, l := range letters {
+		_, err := tx.Exec(ctx, `INSERT INTO dlq (consumer, event_id, event_payload, error_message, failed_at, retry_count, source_topic,
+			source_partition, source_offset, message_key, correlation_id, bus_topic, event_type, position)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, ''), nullif($14::bigint, 0)) ON CONFLICT DO NOTHING`,
+			l.Consumer, pgtype.UUID{Bytes: l.EventID, Valid: l.EventID != uuid.Nil}, l.Payload, text(l.Error), l.FailedAt, l.RetryCount,
+			text(l.Topic), l.Partition, l.Offset, text(l.Key), text(l.CorrelationID), l.BusTopic, text(l.EventType), l.Position)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

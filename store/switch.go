@@ -172,3 +172,16 @@ func Compare(ctx context.Context, tx pgx.Tx, active, other *Version, upTo int64,
 	}
 	return rows, otherRows, differ, list, nil
 }
+
+// ReplaceProjection writes the row of a key within tx, whatever it was; nil deletes it.
+func ReplaceProjection(ctx context.Context, tx pgx.Tx, v *Version, k ProjectionKey, row *Projection) error {
+	_, err := tx.Exec(ctx, `DELETE FROM `+v.Table()+` WHERE projection_type = $1 AND aggregate_id = $2`, k.Type, k.AggregateID)
+	if err == nil && row != nil {
+		_, err = tx.Exec(ctx, `INSERT INTO `+v.Table()+` (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
+			VALUES ($1, $2, $3::text::jsonb, $4, $5, $6, $7)`, k.Type, k.AggregateID, string(row.State), row.LastEventID, row.LastEventTimestamp, row.Position, row.EventCount)
+	}
+	if err != nil {
+		return fmt.Errorf("write projection %s of %s: %w", k.Type, k.AggregateID, err)
+	}
+	return nil
+}
