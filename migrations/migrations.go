@@ -18,8 +18,14 @@ import (
 //go:embed */*.sql
 var files embed.FS
 
-// Services returns the services that own tables.
-func Services() []string { return []string{"ingestion", "eventhandler"} }
+// Services returns the services that own tables, each with a folder of its name.
+func Services() []string {
+	folders, err := fs.Glob(files, "*")
+	if err != nil {
+		panic(err) // the pattern is malformed
+	}
+	return folders
+}
 
 // provider returns goose for one service. The lock is one for all services and instances: several may create the same
 // table IF NOT EXISTS, which PostgreSQL does not make safe by itself.

@@ -15,6 +15,6 @@ func TestREADMEHasTheRoutes(t *testing.T) {
 	require.NoError(t, err)
 	for _, r := range Routes() {
 		require.Contains(t, string(readme), fmt.Sprintf("| %s | %s | %s | %s | %s | %s | dlq: %s | :%d |\n",
-			r.Name, r.Service, r.From, r.To, r.Handler, r.Retry, r.DeadLetters, r.HealthPort))
+			r.Name, r.Service, r.From, r.To, r.Does, r.Policy, r.Name, r.HealthPort()))
 	}
 }

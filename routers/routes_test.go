@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/migrations"
 )
 
 var update = flag.Bool("update", false, "write testdata anew")
@@ -38,20 +40,61 @@ func TestPrintReportsErrors(t *testing.T) {
 	require.ErrorContains(t, Print(brokenWriter{}), "broken pipe")
 }
 
-func TestRoutesAreConsistent(t *testing.T) {
+func TestTableIsConsistent(t *testing.T) {
 	t.Parallel()
-	ports := map[string]int{"ingestion": 8080, "relay": 8086, "eventhandler": 8084} // CONTRACT §2
+	variables, ports, folders := map[string]bool{}, map[int]bool{}, map[string]string{}
+	for _, s := range Services() {
+		require.NotEmpty(t, s.Title, s.Name)
+		require.Equal(t, s.Name, ServiceOf(s.Name).Name)
+		health := 0
+		for _, a := range s.Addresses {
+			require.False(t, variables[a.Variable] || ports[a.Port], "%s is there twice", a.Variable)
+			variables[a.Variable], ports[a.Port] = true, true
+			require.NotEmpty(t, a.Serves, a.Variable)
+			if a.Health {
+				health++
+			}
+		}
+		require.Equal(t, 1, health, "%s answers GET /health on one address", s.Name)
+		for _, folder := range s.Database.Migrations {
+			require.Contains(t, []string{"", s.Database.Variable}, folders[folder], "%s belongs to two databases", folder)
+			folders[folder] = s.Database.Variable
+		}
+	}
 	seen := make(map[string]bool)
 	for _, r := range Routes() {
 		require.False(t, seen[r.Name], "%s is there twice", r.Name)
 		seen[r.Name] = true
-		require.Equal(t, ports[r.Service], r.HealthPort, r.Name)
-		require.Equal(t, r.Name, r.DeadLetters, "a router is the consumer of its dead letters")
-		for _, text := range []string{r.From, r.To, r.Handler, r.Retry} {
+		require.Equal(t, r.Name, RouteOf(r.Name).Name)
+		require.Contains(t, DeadLetterConsumers(r.DeadLetters), r.Name)
+		require.Equal(t, ServiceOf(r.Service).Database, ServiceOf(r.DeadLetters).Database, "dead letters are in the database of %s", r.Name)
+		require.Equal(t, len(r.Topics) > 0, r.Group != "", r.Name)
+		for _, text := range []string{r.From, r.To, r.Does} {
 			require.NotEmpty(t, text, r.Name)
 		}
+		for _, topic := range r.Topics {
+			require.Contains(t, event.Topics(), topic, r.Name)
+		}
 	}
-	require.Len(t, seen, len(ports))
+	require.PanicsWithValue(t, `the table has no service "walk"`, func() { ServiceOf("walk") })
+}
+
+// Each folder of migrations is applied to some database, and no other is.
+func TestTableHasAllMigrations(t *testing.T) {
+	t.Parallel()
+	var folders []string
+	for _, d := range Databases() {
+		folders = append(folders, d.Migrations...)
+	}
+	require.ElementsMatch(t, migrations.Services(), folders)
+}
+
+func TestPolicyText(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "outage: without end; panic: RETRY_MAX", Policy{}.String())
+	require.Equal(t, "outage: 3 times, then dead letter; panic: RETRY_MAX; breaker: 5 failures, 30s",
+		Policy{Outage: Retry, Retries: 3, Breaker: Breaker{Failures: 5, Open: 30 * time.Second}}.String())
+	require.Equal(t, "outage: skip; panic: RETRY_MAX", Policy{Outage: Skip}.String())
 }
 
 func TestTopicsHaveDeadLettersBesideThem(t *testing.T) {

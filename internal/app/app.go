@@ -163,7 +163,7 @@ func (p *platform) announce(ctx context.Context, ready func(map[string]string)) 
 	}
 	addrs := make(map[string]string, len(p.ports))
 	for _, port := range p.ports {
-		addrs[port.service] = port.listener.Addr().String()
+		addrs[port.name()] = port.listener.Addr().String()
 	}
 	if p.broker != nil {
 		addrs["mqtt"] = p.broker.Addr()

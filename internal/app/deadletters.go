@@ -15,7 +15,6 @@ import (
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
-	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
@@ -30,6 +29,7 @@ func (p *platform) lettersPool(url string) (*pgxpool.Pool, error) {
 
 // desk is what a service needs for its dead letters: the API's side, and what goes on in the background.
 type desk struct {
+	service  string
 	letters  deskLetters
 	replayer *routers.Replayer
 	check    health.Check
@@ -42,7 +42,7 @@ func (p *platform) deadLetters(service, url string, consumers map[string]store.A
 		return nil, err
 	}
 	letters := store.NewLetters(pool, service, consumers)
-	d := &desk{letters: deskLetters{Letters: letters}, check: p.pendingCheck(letters)}
+	d := &desk{service: service, letters: deskLetters{Letters: letters}, check: p.pendingCheck(letters)}
 	d.replayer = (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
 	d.letters.started = d.replayer.Wake
 	ctx, cancel := context.WithCancel(p.ctx)
@@ -59,8 +59,8 @@ func (p *platform) deadLetters(service, url string, consumers map[string]store.A
 	return d, nil
 }
 
-func (d *desk) config(consumers ...string) api.DeadLettersConfig {
-	return api.DeadLettersConfig{Consumers: consumers, Reader: d.letters, Mender: d.letters, Replays: d.letters}
+func (d *desk) config() api.DeadLettersConfig {
+	return api.DeadLettersConfig{Consumers: routers.DeadLetterConsumers(d.service), Reader: d.letters, Mender: d.letters, Replays: d.letters}
 }
 
 // ingestionDesk is the desk for what ingestion and the relay could not handle.
@@ -74,7 +74,7 @@ func (p *platform) ingestionDesk() (*desk, error) {
 			return e.ID, "", outbox.Requeue(ctx, tx, &e, position(l))
 		}
 	}
-	return p.deadLetters(config.Ingestion, p.cfg.IngestionDatabaseURL, map[string]store.Apply{
+	return p.deadLetters(routers.Ingestion, p.cfg.DatabaseOf(routers.Ingestion), map[string]store.Apply{
 		routers.Ingestion: into(routers.ReplayIngestion, func(*deadletter.Letter) int64 { return 0 }),
 		routers.Relay:     into(routers.ReplayRelay, func(l *deadletter.Letter) int64 { return l.Position }),
 	})
@@ -82,7 +82,7 @@ func (p *platform) ingestionDesk() (*desk, error) {
 
 // eventhandlerDesk is the desk for what the event handler could not apply.
 func (p *platform) eventhandlerDesk(projections []handlers.Projection) (*desk, error) {
-	return p.deadLetters(config.Eventhandler, p.cfg.EventhandlerDatabaseURL, map[string]store.Apply{
+	return p.deadLetters(routers.Eventhandler, p.cfg.DatabaseOf(routers.Eventhandler), map[string]store.Apply{
 		routers.Eventhandler: applyToProjections(projections),
 	})
 }

@@ -15,14 +15,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/cornjacket/platform-services/api"
-	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/mochi"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // port is the HTTP side of one service. Health answers from the start; the API comes once the service is built.
 type port struct {
 	service  string
+	address  routers.Address
 	listener net.Listener
 	server   *http.Server
 	monitor  *health.Monitor
@@ -30,31 +31,29 @@ type port struct {
 	handler  atomic.Pointer[http.Handler]
 }
 
+// name names the port in the log: after its service, or after its variable if health is answered on another port.
+func (p *port) name() string {
+	if p.address.Health {
+		return p.service
+	}
+	return p.address.Variable
+}
+
 // listen takes every port before anything else is done, so that one that is taken stops the start at once.
 func (p *platform) listen() error {
 	if err := p.openDoors(); err != nil {
 		return err
 	}
-	for _, service := range config.Services() {
+	for _, service := range routers.ServiceNames() {
 		if !p.runs(service) {
 			continue
 		}
-		addr := p.cfg.Of(service)
-		listener, guarded, err := p.doors.listen(service, config.AddrVariable(service), addr)
-		if err != nil {
-			return err
-		}
-		port := &port{service: service, listener: listener, server: api.Server(p.log), monitor: health.New(service, p.now), guarded: guarded}
-		p.ports = append(p.ports, port)
-		p.serve(port, nil)
-		port.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			(*port.handler.Load()).ServeHTTP(w, r)
-		})
-		p.background.Go(func() {
-			if err := p.doors.serve(port.server, listener); err != nil {
-				p.fail(fmt.Errorf("%s: serve on %s: %w", service, addr, err))
+		monitor := health.New(service, p.now)
+		for _, address := range routers.ServiceOf(service).Addresses {
+			if err := p.listenOn(service, address, monitor); err != nil {
+				return err
 			}
-		})
+		}
 	}
 	if err := p.listenMQTT(); err != nil {
 		return err
@@ -62,9 +61,29 @@ func (p *platform) listen() error {
 	return p.servePprof()
 }
 
+func (p *platform) listenOn(service string, address routers.Address, monitor *health.Monitor) error {
+	addr := p.cfg.Listen.Get(address.Variable)
+	listener, guarded, err := p.doors.listen(service, address.Variable, addr)
+	if err != nil {
+		return err
+	}
+	port := &port{service: service, address: address, listener: listener, server: api.Server(p.log), monitor: monitor, guarded: guarded}
+	p.ports = append(p.ports, port)
+	p.serve(port, nil)
+	port.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		(*port.handler.Load()).ServeHTTP(w, r)
+	})
+	p.background.Go(func() {
+		if err := p.doors.serve(port.server, listener); err != nil {
+			p.fail(fmt.Errorf("%s: serve on %s: %w", service, addr, err))
+		}
+	})
+	return nil
+}
+
 // listenMQTT starts the embedded MQTT broker, if that is asked for. Until ingestion takes from it, it turns clients away.
 func (p *platform) listenMQTT() error {
-	if !p.cfg.EmbeddedMQTT || !p.runs(config.Ingestion) {
+	if !p.cfg.EmbeddedMQTT || !p.runs(routers.Ingestion) {
 		return nil
 	}
 	addr, err := p.cfg.EmbeddedMQTTAddr()
@@ -139,7 +158,7 @@ func rootCause(err error) error {
 
 func (p *platform) port(service string) *port {
 	for _, port := range p.ports {
-		if port.service == service {
+		if port.service == service && port.address.Health {
 			return port
 		}
 	}
@@ -149,8 +168,10 @@ func (p *platform) port(service string) *port {
 // serve puts a service's API behind its port, and starts its health checks.
 func (p *platform) serve(port *port, mount func(mux *http.ServeMux)) {
 	mux := http.NewServeMux()
-	port.monitor.Mount(mux)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
+	if port.address.Health {
+		port.monitor.Mount(mux)
+		mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
+	}
 	if mount != nil {
 		mount(mux)
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/cornjacket/platform-services/api"
-	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
@@ -68,18 +67,18 @@ func (p *platform) postman(letters *store.DeadLetters, consumers ...string) *rou
 }
 
 func (p *platform) startQuery(ctx context.Context) error {
-	if !p.runs(config.Query) {
+	if !p.runs(routers.Query) {
 		return nil
 	}
-	projections, err := p.owner(ctx, "projections", p.cfg.EventhandlerDatabaseURL)
+	projections, err := p.owner(ctx, "projections", p.cfg.DatabaseOf(routers.Eventhandler))
 	if err != nil {
 		return err
 	}
-	events, err := p.owner(ctx, "event_store", p.cfg.IngestionDatabaseURL)
+	events, err := p.owner(ctx, "event_store", p.cfg.DatabaseOf(routers.Ingestion))
 	if err != nil {
 		return err
 	}
-	port := p.port(config.Query)
+	port := p.port(routers.Query)
 	reader := store.NewReader(projections, events)
 	p.serve(port, func(mux *http.ServeMux) {
 		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
@@ -104,7 +103,7 @@ func (p *platform) owner(ctx context.Context, table, ownerURL string) (*pgxpool.
 	defer cancel()
 	for {
 		var last error
-		for _, url := range []string{p.cfg.QueryDatabaseURL, ownerURL} {
+		for _, url := range []string{p.cfg.DatabaseOf(routers.Query), ownerURL} {
 			pool, err := p.pool(url, "query", conns, timeout)
 			if err != nil {
 				return nil, fmt.Errorf("QUERY_DATABASE_URL: %w", err)
@@ -130,19 +129,19 @@ func (p *platform) owner(ctx context.Context, table, ownerURL string) (*pgxpool.
 }
 
 func (p *platform) startEventhandler(ctx context.Context) error {
-	if !p.runs(config.Eventhandler) {
+	if !p.runs(routers.Eventhandler) {
 		return nil
 	}
 	pool, err := p.eventhandlerPool()
 	if err != nil {
 		return err
 	}
-	slot, err := p.slot(ctx, pool, config.Eventhandler)
+	slot, err := p.slot(ctx, pool, routers.Eventhandler)
 	if err != nil {
 		return err
 	}
 	sub := kafka.NewSubscriber(kafka.SubscriberConfig{
-		Brokers: p.cfg.RedpandaBrokers, Group: routers.Eventhandler, Window: p.cfg.Window, Log: p.log,
+		Brokers: p.cfg.RedpandaBrokers, Group: routers.RouteOf(routers.Eventhandler).Group, Window: p.cfg.Window, Log: p.log,
 		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot), Security: p.clients.bus,
 	})
 	letters := store.NewDeadLetters(pool)
@@ -162,11 +161,11 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 		return err
 	}
 	topics := p.topics()
-	port := p.port(config.Eventhandler)
+	port := p.port(routers.Eventhandler)
 	p.serve(port, func(mux *http.ServeMux) {
 		api.NewDeadLetters(mux, p.log, api.Info{
 			Title: "Cornjacket event handler", Description: "Dead letters of the event handler.", Version: Version,
-		}, desk.config(routers.Eventhandler))
+		}, desk.config())
 	})
 	p.onStop(stageFlow, "event handler API", port.stopTaking)
 	p.watch(port, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
@@ -187,7 +186,7 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 
 // startRelayAndIngestion starts both ends of the outbox; in one process the one wakes the other without the database.
 func (p *platform) startRelayAndIngestion(context.Context) error {
-	if !p.runs(config.Relay) && !p.runs(config.Ingestion) {
+	if !p.runs(routers.Relay) && !p.runs(routers.Ingestion) {
 		return nil
 	}
 	pool, err := p.ingestionPool()
@@ -197,7 +196,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 	wake := &waker{}
 	var in *outbox.Publisher
 	var flushes *flushLog
-	if p.runs(config.Ingestion) {
+	if p.runs(routers.Ingestion) {
 		flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
 		db := stdlib.OpenDBFromPool(pool)
 		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
@@ -209,7 +208,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 		p.onStop(stageIngestion, "outbox publisher", in.Shutdown)
 		p.onStop(stageClients, "outbox database", func(context.Context) error { return db.Close() })
 	}
-	if p.runs(config.Relay) {
+	if p.runs(routers.Relay) {
 		if err := p.startRelay(pool, in, wake); err != nil {
 			return err
 		}
@@ -262,7 +261,7 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 		return err
 	}
 	p.onStop(stageFlow, "relay", router.Close)
-	p.watch(p.port(config.Relay),
+	p.watch(p.port(routers.Relay),
 		relayCheck(sub, p.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now), watched.check(),
 		relayLag(sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.goRun(router)
@@ -286,12 +285,12 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	if err != nil {
 		return err
 	}
-	port := p.port(config.Ingestion)
+	port := p.port(routers.Ingestion)
 	p.serve(port, func(mux *http.ServeMux) {
 		a := api.MountIngestion(mux, api.IngestionConfig{
 			Ingester: in, Now: p.now, NewID: newID, Log: p.log, Version: Version,
 		})
-		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
+		api.MountDeadLetters(a, desk.config())
 	})
 	oldest := func() time.Time { return time.Time{} }
 	if s, ok := source.(*mqtt.Subscriber); ok {
