@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"slices"
 	"time"
@@ -33,7 +34,7 @@ func (p *platform) poolWith(url string, cfg store.PoolConfig) (*pgxpool.Pool, er
 		return pool, nil
 	}
 	cfg.URL = url
-	pool, err := store.Open(p.ctx, cfg)
+	pool, err := store.Open(context.Background(), cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -41,12 +42,12 @@ func (p *platform) poolWith(url string, cfg store.PoolConfig) (*pgxpool.Pool, er
 	return pool, nil
 }
 
-func (p *platform) ingestionPool() (*pgxpool.Pool, error) {
-	return p.pool(p.cfg.DatabaseOf(routers.Ingestion), "ingestion", 4, 0)
-}
-
-func (p *platform) eventhandlerPool() (*pgxpool.Pool, error) {
-	return p.poolWith(p.cfg.DatabaseOf(routers.Eventhandler), store.PoolConfig{Name: "eventhandler", MaxConns: 4, Settings: store.ProjectionSettings()})
+// closePools closes all connections; that waits for those in use, which a frozen server may hold.
+func (p *platform) closePools(context.Context) error {
+	for _, pool := range p.pools {
+		pool.Close()
+	}
+	return nil
 }
 
 // prepareDatabases waits until the databases answer and brings their tables up to date.
@@ -138,6 +139,38 @@ func plain(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s does not answer", what)
 	}
 	return fmt.Errorf("%s: %w", what, rootCause(err))
+}
+
+func rootCause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// shownCheck is a check whose errors are fit for GET /health, which everyone may ask: what PostgreSQL says of statements
+// names tables and columns, and belongs in the log.
+func shownCheck(c health.Check) health.Check {
+	probe := c.Probe
+	c.Probe = func(ctx context.Context) (health.Details, error) {
+		details, err := probe(ctx)
+		return details, shown(err)
+	}
+	return c
+}
+
+func shown(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	switch pg.Code[:min(2, len(pg.Code))] {
+	case "08", "28", "3D", "53", "55", "57", "58": // connection, credentials, database, resources, locks, operators, system
+		return fmt.Errorf("postgres: %s", pg.Message)
+	default:
+		return fmt.Errorf("postgres refuses what it is asked (code %s); the log has more", pg.Code)
+	}
 }
 
 // Migrate applies, lists or undoes the migrations of services.

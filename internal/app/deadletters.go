@@ -27,36 +27,26 @@ func (p *platform) lettersPool(url string) (*pgxpool.Pool, error) {
 	return p.pool(url, "deadletters", 4, 10*time.Second)
 }
 
-// desk is what a service needs for its dead letters: the API's side, and what goes on in the background.
+// desk is what a service needs for its dead letters.
 type desk struct {
-	service  string
-	letters  deskLetters
-	replayer *routers.Replayer
-	check    health.Check
+	service string
+	letters deskLetters // for the API
+	replays *loop       // the bulk ones
+	check   health.Check
 }
 
-// deadLetters builds the desk of a service, and starts to run its bulk replays.
+// deadLetters builds the desk of a service.
 func (p *platform) deadLetters(service, url string, consumers map[string]store.Apply) (*desk, error) {
 	pool, err := p.lettersPool(url)
 	if err != nil {
 		return nil, err
 	}
 	letters := store.NewLetters(pool, service, consumers)
-	d := &desk{service: service, letters: deskLetters{Letters: letters}, check: p.pendingCheck(letters)}
-	d.replayer = (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
-	d.letters.started = d.replayer.Wake
-	ctx, cancel := context.WithCancel(p.ctx)
-	done := make(chan struct{})
-	p.background.Go(func() {
-		defer close(done)
-		d.replayer.Run(ctx)
-	})
-	p.onStop(stageDoors, "bulk replays of "+service, func(context.Context) error {
-		cancel()
-		<-done
-		return nil
-	})
-	return d, nil
+	replayer := (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
+	return &desk{
+		service: service, letters: deskLetters{Letters: letters, started: replayer.Wake}, check: p.pendingCheck(letters),
+		replays: &loop{run: replayer.Run},
+	}, nil
 }
 
 func (d *desk) config() api.DeadLettersConfig {
@@ -104,6 +94,31 @@ func applyToProjections(projections []handlers.Projection) store.Apply {
 		}
 		return id, "", store.UpdateProjections(ctx, tx, again.Keys, again.Fold)
 	}
+}
+
+// postman returns the publisher of the dead letters of some consumers, and the component that runs it.
+func (p *platform) postman(letters *store.DeadLetters, consumers ...string) (*routers.Postman, component) {
+	pub := &lazyPublisher{brokers: p.cfg.RedpandaBrokers, security: p.bus, log: p.log}
+	man := (&routers.Postman{Mailbox: letters, Consumers: consumers, Publisher: pub, Now: p.now, Log: p.log}).Init()
+	topics := p.topics.created()
+	return man, &letterPublishing{pub: pub, loop: loop{run: func(ctx context.Context) {
+		select {
+		case <-topics:
+			man.Run(ctx)
+		case <-ctx.Done():
+		}
+	}}}
+}
+
+// letterPublishing is the component that publishes dead letters.
+type letterPublishing struct {
+	loop
+	pub *lazyPublisher
+}
+
+// Stop ends the work and closes the connection to the bus.
+func (l *letterPublishing) Stop(ctx context.Context) error {
+	return errors.Join(l.loop.Stop(ctx), l.pub.Close())
 }
 
 // deskLetters are the dead letters of a service for the API.
