@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,13 +24,14 @@ type port struct {
 	platform *platform
 	service  string
 	address  routers.Address
+	addr     string          // to listen on
 	monitor  *health.Monitor // of the service
+	server   *http.Server
 
 	listener net.Listener
 	guarded  bool // requests need tokens
-	server   *http.Server
 	handler  atomic.Pointer[http.Handler]
-	serving  *loop // nil before it listens
+	serving  loop
 	checking loop
 }
 
@@ -42,7 +44,10 @@ func (p *platform) listeners() []component {
 		}
 		monitor := health.New(s.Name, p.now)
 		for _, address := range s.Addresses {
-			port := &port{platform: p, service: s.Name, address: address, monitor: monitor}
+			port := &port{
+				platform: p, service: s.Name, address: address, addr: p.cfg.Listen.Get(address.Variable),
+				monitor: monitor, server: api.Server(p.log),
+			}
 			p.ports = append(p.ports, port)
 			parts = append(parts, port)
 		}
@@ -51,29 +56,33 @@ func (p *platform) listeners() []component {
 		parts = append(parts, &embeddedBroker{p})
 	}
 	if p.cfg.PprofAddr != "" {
-		parts = append(parts, &profiles{platform: p})
+		parts = append(parts, p.profiles()...)
 	}
 	return parts
 }
 
 // Start listens, and serves health and metrics.
 func (p *port) Start(context.Context) error {
-	listener, guarded, err := p.platform.access.listen(p.service, p.address.Variable, p.platform.cfg.Listen.Get(p.address.Variable))
+	listener, guarded, err := p.platform.access.listen(p.service, p.address.Variable, p.addr)
 	if err != nil {
 		return err
 	}
-	p.listener, p.guarded, p.server = listener, guarded, api.Server(p.platform.log)
+	p.listener, p.guarded = listener, guarded
 	p.mount(nil)
 	p.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		(*p.handler.Load()).ServeHTTP(w, r)
 	})
-	p.serving = p.platform.serving(p.service, p.server, listener)
+	p.serving.run = func(context.Context) {
+		if err := p.platform.access.serve(p.server, listener); err != nil {
+			p.platform.fail(fmt.Errorf("%s: serve on %s: %w", p.service, listener.Addr(), err))
+		}
+	}
 	return p.serving.Start(context.Background())
 }
 
 // Stop closes the port, whatever is in flight.
 func (p *port) Stop(ctx context.Context) error {
-	return errors.Join(closeServer(ctx, p.server, p.serving), p.checking.Stop(ctx))
+	return errors.Join(p.server.Close(), p.serving.Stop(ctx), p.checking.Stop(ctx))
 }
 
 // turnRed ends readiness. Checks that run are not waited for here: some end only when their client is closed.
@@ -106,29 +115,17 @@ func (p *port) name() string {
 
 // port returns the port on which a service answers GET /health.
 func (p *platform) port(service string) *port {
-	for _, port := range p.ports {
-		if port.service == service && port.address.Health {
-			return port
-		}
-	}
-	return nil
+	row := routers.ServiceOf(service)
+	return p.portAt(row.HealthAddress().Variable)
 }
 
-// serving returns the work of a server.
-func (p *platform) serving(name string, server *http.Server, l net.Listener) *loop {
-	return &loop{run: func(context.Context) {
-		if err := p.access.serve(server, l); err != nil {
-			p.fail(fmt.Errorf("%s: serve on %s: %w", name, l.Addr(), err))
-		}
-	}}
-}
-
-// closeServer closes a server and waits until its work has ended; without work it has not begun.
-func closeServer(ctx context.Context, server *http.Server, work *loop) error {
-	if work == nil {
+// portAt returns the port of an address, by its variable; nil if its service does not run.
+func (p *platform) portAt(variable string) *port {
+	i := slices.IndexFunc(p.ports, func(port *port) bool { return port.address.Variable == variable })
+	if i < 0 {
 		return nil
 	}
-	return errors.Join(server.Close(), work.Stop(ctx))
+	return p.ports[i]
 }
 
 // apiOn is the component of an API behind a port.
@@ -161,27 +158,18 @@ func (p *platform) checks(service string, checks ...health.Check) component {
 	return onStart(port.checking.Start)
 }
 
-// profiles serve Go's profiles on a port of their own.
-type profiles struct {
-	platform *platform
-	server   *http.Server
-	serving  *loop // nil before it listens
-}
-
-// Start listens and serves.
-func (p *profiles) Start(context.Context) error {
-	listener, guarded, err := p.platform.access.listen("pprof", "PPROF_ADDR", p.platform.cfg.PprofAddr)
-	if err != nil {
-		return err
+// profiles returns the port of Go's profiles.
+func (p *platform) profiles() []component {
+	port := &port{
+		platform: p, service: "pprof", address: routers.Address{Variable: "PPROF_ADDR"}, addr: p.cfg.PprofAddr,
+		server: &http.Server{ReadHeaderTimeout: 5 * time.Second}, // a profile takes as long as it is asked for
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	p.server = &http.Server{Handler: api.Wrap(p.platform.log, p.platform.access.protect(guarded, mux)), ReadHeaderTimeout: 5 * time.Second}
-	p.serving = p.platform.serving("pprof", p.server, listener)
-	return p.serving.Start(context.Background())
+	return []component{port, onStart(func(context.Context) error {
+		port.mount(func(mux *http.ServeMux) {
+			mux.HandleFunc("/debug/pprof/", pprof.Index)
+			mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+			mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+		})
+		return nil
+	})}
 }
-
-// Stop closes the port, whatever is in flight.
-func (p *profiles) Stop(ctx context.Context) error { return closeServer(ctx, p.server, p.serving) }

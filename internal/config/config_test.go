@@ -50,7 +50,7 @@ func TestDefaults(t *testing.T) {
 		require.Equal(t, database, g.Run.URLs.Get(variable))
 	}
 	require.Equal(t, config.Run{
-		Services:  []string{"ingestion", "relay", "eventhandler", "query"},
+		Services:  routers.ServiceNames(),
 		Addresses: config.Addresses{Listen: g.Run.Listen},
 		Doors:     config.Doors{APIAuth: config.AuthAuto, MaxConnections: 4096},
 		Databases: config.OneDatabase(database),
@@ -169,8 +169,8 @@ func TestRefused(t *testing.T) {
 		pgTakes   = "takes a URL such as postgres://user:password@host:5432/database?sslmode=disable"
 		mqttTakes = "takes a URL such as mqtt://host:1883, mqtts://host:8883, ws://host/mqtt or wss://host/mqtt"
 		addrTakes = "takes host:port, such as 127.0.0.1:8080, [::1]:8080 or 0.0.0.0:8080"
-		known     = "takes a comma-separated list of: ingestion, relay, eventhandler, query"
 	)
+	known := "takes a comma-separated list of: " + strings.Join(routers.ServiceNames(), ", ")
 	for _, c := range []struct {
 		env, value, want string
 	}{

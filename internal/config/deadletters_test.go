@@ -18,7 +18,7 @@ func TestDLQSettings(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "pending", g.DLQ.List.Status)
 	require.Equal(t, 50, g.DLQ.List.Limit)
-	require.Equal(t, []string{"ingestion", "eventhandler"}, g.DLQ.List.Services)
+	require.Equal(t, routers.DeadLetterServices(), g.DLQ.List.Services)
 	require.Equal(t, "secret", g.DLQ.List.APIToken)
 	require.Equal(t, time.Minute, g.DLQ.List.Timeout)
 	require.Equal(t, "127.0.0.1:1", g.DLQ.List.Of(routers.Eventhandler))
