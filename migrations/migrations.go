@@ -23,8 +23,14 @@ var files embed.FS
 // stay when it is reset.
 const Common = "common"
 
-// Services returns the services that own tables.
-func Services() []string { return []string{"ingestion", "eventhandler"} }
+// Services returns the services that own tables, each with a folder of its name.
+func Services() []string {
+	folders, err := fs.Glob(files, "*")
+	if err != nil {
+		panic(err) // the pattern is malformed
+	}
+	return slices.DeleteFunc(folders, func(name string) bool { return name == Common })
+}
 
 // foldersOf returns the folders that a service applies, in their order.
 func foldersOf(service string) ([]string, error) {

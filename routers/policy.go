@@ -42,21 +42,21 @@ type Breaker struct {
 	Pause    time.Duration // until one message is let through to see
 }
 
-// String describes the policy for people.
+// String returns the policy as `platform routes` prints it.
 func (p Policy) String() string {
-	var s string
+	outage := "without end"
 	switch p.Outage {
+	case Wait:
 	case DeadLetter:
-		s = fmt.Sprintf("outage: %d retries, then dead letter", p.Retries)
+		outage = fmt.Sprintf("%d times, then dead letter", p.Retries)
 	case Skip:
-		s = fmt.Sprintf("outage: %d retries, then skipped", p.Retries)
-	default:
-		s = "outage: without end"
+		outage = fmt.Sprintf("%d times, then skipped", p.Retries)
 	}
+	text := "outage: " + outage + "; panic: RETRY_MAX"
 	if p.Breaker.Failures > 0 {
-		s += fmt.Sprintf("; breaker: %d failures, %s", p.Breaker.Failures, p.Breaker.Pause)
+		text += fmt.Sprintf("; breaker: %d failures, %s", p.Breaker.Failures, p.Breaker.Pause)
 	}
-	return s + "; panic: RETRY_MAX"
+	return text
 }
 
 // again reports whether a failed message is to be tried again within the router.

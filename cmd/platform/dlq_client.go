@@ -29,7 +29,7 @@ type desk struct {
 // desks returns the services to ask; only one of them has the letters of a consumer.
 func desks(s config.DLQTarget, consumer string) ([]*desk, error) {
 	var all []*desk
-	client, scheme, err := healthClient(config.Health{CertFile: s.CertFile, CAFile: s.CAFile})
+	client, scheme, err := healthClient(s.TLSClient)
 	if err != nil {
 		return nil, err
 	}

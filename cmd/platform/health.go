@@ -42,7 +42,7 @@ func health(ctx context.Context, settings config.Health, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, settings.Timeout)
 	defer cancel()
 	probes := targets(settings)
-	client, scheme, err := healthClient(settings)
+	client, scheme, err := healthClient(settings.TLSClient)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func reachable(addr string) string {
 
 // healthClient returns a client for the services, and the scheme that they speak. It keeps no connections and uses no
 // proxy: it asks its own machine.
-func healthClient(settings config.Health) (client *http.Client, scheme string, err error) {
+func healthClient(settings config.TLSClient) (client *http.Client, scheme string, err error) {
 	transport := &http.Transport{DisableKeepAlives: true}
 	scheme = "https"
 	switch {

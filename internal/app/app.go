@@ -3,20 +3,21 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/mochi"
 	"github.com/cornjacket/platform-services/routers"
 )
@@ -32,23 +33,24 @@ func Run(ctx context.Context, cfg config.Run, log *slog.Logger) error {
 // runThen is Run that calls ready once all services are.
 func runThen(ctx context.Context, cfg config.Run, log *slog.Logger, ready func(addrs map[string]string)) error {
 	tuneGC()
-	p := newPlatform(cfg, log)
-	// Everything that goes on in the background ends with this context, with the first fatal error as its cause.
-	p.ctx, p.fail = context.WithCancelCause(context.Background())
-	err := p.start(ctx)
+	running, fail := context.WithCancelCause(ctx) // ends with the first fatal error as its cause
+	defer fail(nil)
+	p := newPlatform(cfg, log, fail, ready)
+	err := p.start(running)
 	if err == nil {
-		p.background.Go(func() { p.announce(ctx, ready) })
-		select {
-		case <-ctx.Done():
-			log.Info("stopping")
-		case <-p.ctx.Done():
-			err = context.Cause(p.ctx)
-		}
+		<-running.Done()
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		err = nil // stopped while starting
+	switch cause := context.Cause(running); {
+	case cause == nil, err != nil && !errors.Is(err, context.Canceled): // the start has failed by itself
+	case ctx.Err() != nil && errors.Is(cause, context.Cause(ctx)):
+		log.Info("stopping")
+		err = nil
+	default:
+		err = cause
 	}
-	if stopErr := p.stop(); err == nil {
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownTimeout)
+	defer cancel()
+	if stopErr := p.Stop(stopCtx); err == nil {
 		err = stopErr
 	} else if stopErr != nil {
 		log.Warn("the stop was not clean", "error", stopErr)
@@ -68,176 +70,175 @@ func tuneGC() {
 	}
 }
 
-// platform is a running set of services.
+// platform is a running set of services, and what they share.
 type platform struct {
-	cfg config.Run
-	log *slog.Logger
-	now func() time.Time
+	stages
 
-	ctx        context.Context
-	fail       context.CancelCauseFunc
-	background sync.WaitGroup
+	cfg   config.Run
+	log   *slog.Logger
+	now   func() time.Time
+	fail  func(error) // ends the platform with a fatal error; the first one counts
+	ready func(addrs map[string]string)
 
 	registry *prometheus.Registry
 	metrics  *routers.Metrics
 	lag      *lagGauges
-	doors    doors
-	ports    []*port
-	pools    map[string]*pgxpool.Pool // by URL and use
-	closers  []closer
-	broker   *mochi.Broker // embedded; nil without one
 	pending  *prometheus.GaugeVec
-	clients  clients
 
-	topicsExist chan struct{} // see topics
+	access  access
+	bus     kafka.Security
+	mqttTLS *tls.Config
+	ports   []*port
+	broker  *mochi.Broker            // embedded; nil without one
+	pools   map[string]*pgxpool.Pool // by URL and use
+	topics  *topics
+	outbox  outboxWriter
+	wake    waker
 }
 
-// closer is one step of the stop. Steps with the same stage are closed at the same time.
-type closer struct {
-	stage int
-	name  string
-	close func(ctx context.Context) error
-}
-
-// Stages of the stop: stop taking, then relay what is left, then the clients.
-const (
-	stageDoors = iota
-	stageIngestion
-	stageFlow
-	stageClients
-)
-
-func newPlatform(cfg config.Run, log *slog.Logger) *platform {
-	p := &platform{cfg: cfg, log: log, now: time.Now, registry: prometheus.NewRegistry(), pools: make(map[string]*pgxpool.Pool)}
+func newPlatform(cfg config.Run, log *slog.Logger, fail func(error), ready func(addrs map[string]string)) *platform {
+	p := &platform{cfg: cfg, log: log, now: time.Now, fail: fail, ready: ready, registry: prometheus.NewRegistry(), pools: make(map[string]*pgxpool.Pool)}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics, p.lag = routers.NewMetrics(p.registry), newLagGauges(p.registry)
+	p.topics = newTopics(p)
+	p.outbox.platform = p
 	return p
 }
 
 func (p *platform) runs(service string) bool { return slices.Contains(p.cfg.Services, service) }
 
-// start listens, waits for the databases, migrates, and starts the services in the order against the flow, so that
-// nothing is taken before it can be passed on.
+// start starts the platform stage by stage: it listens before anything else, so that a port that is taken stops the
+// start at once, and starts the services against the flow, so that nothing is taken before it can be passed on. A stop
+// goes the other way: readiness turns red, nothing more is taken, what was taken is passed on, and then the rest.
 func (p *platform) start(ctx context.Context) error {
-	defer p.recoverTo()
-	if err := p.listen(); err != nil {
-		return err
+	for _, read := range []func() error{p.openAccess, p.readBus, p.readMQTT} {
+		if err := read(); err != nil {
+			return err
+		}
 	}
-	for _, step := range []func(context.Context) error{
-		p.readClients, p.prepareDatabases, p.startQuery, p.startEventhandler, p.startRelayAndIngestion,
+	for _, stage := range []stage{
+		{"ports", p.listeners()},
+		{"databases", []component{onStart(p.prepareDatabases), onStop(p.closePools)}},
+		{"topics", []component{p.topics}},
+		{"outbox", []component{&p.outbox}},
+		{"flow", p.services(flow)},
+		{"doors", p.services(doors)},
+		{"announcement", []component{&loop{run: p.announce}}},
 	} {
-		if err := step(ctx); err != nil {
+		if err := p.stages.start(ctx, stage.name, stage.parts...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *platform) recoverTo() {
-	if r := recover(); r != nil {
-		p.fail(fmt.Errorf("bug at start: %v\n%s", r, debug.Stack()))
-		panic(r)
+// Stop turns readiness red and stops the stages.
+func (p *platform) Stop(ctx context.Context) error {
+	for _, port := range p.ports {
+		port.turnRed()
 	}
+	return p.stages.Stop(ctx)
+}
+
+// service is a component that runs one service of the table.
+type service struct {
+	*platform
+	parts stages
+	build func(ctx context.Context, s *service) error
+}
+
+// Start builds the service and starts its parts.
+func (s *service) Start(ctx context.Context) error { return s.build(ctx, s) }
+
+// Stop stops its parts.
+func (s *service) Stop(ctx context.Context) error { return s.parts.Stop(ctx) }
+
+// Stages of services.
+const (
+	flow  = iota // carries events on
+	doors        // takes them in
+)
+
+// builders are how the services of the table are built, in the order in which they start: against the flow.
+var builders = []struct {
+	service string
+	stage   int
+	build   func(ctx context.Context, s *service) error
+}{
+	{routers.Query, flow, buildQuery},
+	{routers.Eventhandler, flow, buildEventhandler},
+	{routers.Relay, flow, buildRelay},
+	{routers.Ingestion, doors, buildIngestion},
+}
+
+// services returns the services of a stage that are to run.
+func (p *platform) services(stage int) []component {
+	var parts []component
+	for _, b := range builders {
+		if b.stage == stage && p.runs(b.service) {
+			parts = append(parts, &service{platform: p, build: b.build})
+		}
+	}
+	return parts
 }
 
 // announce says once that all services are ready.
-func (p *platform) announce(ctx context.Context, ready func(map[string]string)) {
+func (p *platform) announce(ctx context.Context) {
 	started := p.now()
-	for {
-		waiting := ""
-		for _, port := range p.ports {
-			if r, ok := port.monitor.Report(); !ok && waiting == "" {
-				waiting = r.Service
-			}
-		}
-		if waiting == "" {
-			break
-		}
+	for !p.allReady() {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return
-		case <-p.ctx.Done():
 			return
 		}
 	}
 	addrs := make(map[string]string, len(p.ports))
 	for _, port := range p.ports {
-		addrs[port.service] = port.listener.Addr().String()
+		addrs[port.name()] = port.listener.Addr().String()
 	}
 	if p.broker != nil {
 		addrs["mqtt"] = p.broker.Addr()
 	}
 	p.log.Info("ready", "version", Version, "services", p.cfg.Services, "addresses", addrs, "seconds", p.now().Sub(started).Seconds())
-	if ready != nil {
-		ready(addrs)
+	if p.ready != nil {
+		p.ready(addrs)
 	}
 }
 
-// stop ends everything in order within the shutdown timeout.
-func (p *platform) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ShutdownTimeout)
-	defer cancel()
+func (p *platform) allReady() bool {
 	for _, port := range p.ports {
-		port.monitor.Stop()
-	}
-	var errs []error
-	for stage := stageDoors; stage <= stageClients; stage++ {
-		errs = append(errs, p.closeStage(ctx, stage)...)
-	}
-	p.fail(nil)
-	for _, port := range p.ports {
-		if err := port.server.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("close %s port: %w", port.service, err))
+		if _, ready := port.monitor.Report(); !ready {
+			return false
 		}
 	}
-	p.background.Wait()
-	closed := make(chan struct{})
-	go func() { // closing a pool waits for its connections, which a frozen server may hold
-		defer close(closed)
-		for _, pool := range p.pools {
-			pool.Close()
-		}
-	}()
-	select {
-	case <-closed:
-	case <-ctx.Done():
-		errs = append(errs, errors.New("database connections could not be closed in time"))
-	}
-	return errors.Join(errs...)
+	return true
 }
 
-func (p *platform) closeStage(ctx context.Context, stage int) []error {
-	var closing sync.WaitGroup
-	var mu sync.Mutex
-	var errs []error
-	for _, c := range p.closers {
-		if c.stage != stage {
-			continue
-		}
-		closing.Go(func() {
-			if err := c.close(ctx); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, fmt.Errorf("stop %s: %w", c.name, err))
+// routing is a component that runs a router; that it ends by itself is fatal.
+type routing struct {
+	loop
+	router *routers.Router
+}
+
+// routing returns the component of a router that starts once a channel is closed; at once if that is nil.
+func (p *platform) routing(router *routers.Router, after <-chan struct{}) *routing {
+	return &routing{router: router, loop: loop{run: func(ctx context.Context) {
+		if after != nil {
+			select {
+			case <-after:
+			case <-ctx.Done():
+				return
 			}
-		})
-	}
-	closing.Wait()
-	return errs
-}
-
-func (p *platform) onStop(stage int, name string, close func(ctx context.Context) error) {
-	p.closers = append(p.closers, closer{stage, name, close})
-}
-
-// goRun runs a router; that it ends while the platform runs is fatal.
-func (p *platform) goRun(r *routers.Router) {
-	p.background.Go(func() {
-		if err := r.Run(p.ctx); err != nil {
+		}
+		if err := router.Run(context.WithoutCancel(ctx)); err != nil {
 			p.fail(err)
 		}
-	})
+	}}}
+}
+
+// Stop lets the router finish what it has taken.
+func (r *routing) Stop(ctx context.Context) error {
+	return errors.Join(r.router.Close(ctx), r.loop.Stop(ctx))
 }
 
 func (p *platform) stack() routers.Stack {
@@ -250,3 +251,5 @@ func (p *platform) stack() routers.Stack {
 		Log:           p.log,
 	}
 }
+
+func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) } // fails only if the system has no randomness

@@ -11,19 +11,8 @@ import (
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
-	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
 )
-
-// busCheck is a round trip to the brokers.
-func busCheck(ping func(context.Context) error) health.Check {
-	return health.Check{Name: "bus", Probe: func(ctx context.Context) (health.Details, error) {
-		if err := ping(ctx); err != nil {
-			return nil, plain(ctx, "bus", err)
-		}
-		return nil, nil
-	}}
-}
 
 // routerCheck fails when a router does not run, or has had a message in flight for longer than a handler may take.
 func routerCheck(r *routers.Router, oldest func() time.Time, deadline time.Duration, now func() time.Time) health.Check {
@@ -39,27 +28,6 @@ func routerCheck(r *routers.Router, oldest func() time.Time, deadline time.Durat
 		d := health.Details{"oldest_in_flight_seconds": age.Round(time.Millisecond).Seconds()}
 		if age > deadline {
 			return d, fmt.Errorf("is stuck: a message is in flight for %s", age.Round(time.Second))
-		}
-		return d, nil
-	}}
-}
-
-// relayCheck reads the relay's own round trips: it makes one a second, so that it needs no ping beside.
-func relayCheck(sub *outbox.Subscriber, now func() time.Time) health.Check {
-	const silent = 3 * time.Second
-	return health.Check{Name: "postgres", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
-		s := sub.State()
-		d := health.Details{"leading": s.Leading}
-		if s.Leading {
-			d["position"], d["published"] = s.Sequenced, sub.Published()
-		}
-		switch {
-		case s.Err != nil:
-			return d, fmt.Errorf("postgres: %w", rootCause(s.Err))
-		case s.LastRound.IsZero():
-			return d, errors.New("not connected yet")
-		case now().Sub(s.LastRound) > silent && sub.Oldest().IsZero(): // while the window is full it makes none
-			return d, fmt.Errorf("postgres does not answer for %s", now().Sub(s.LastRound).Round(100*time.Millisecond))
 		}
 		return d, nil
 	}}

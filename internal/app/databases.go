@@ -2,10 +2,13 @@ package app
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,6 +18,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/migrations"
+	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
 
@@ -30,7 +34,7 @@ func (p *platform) poolWith(url string, cfg store.PoolConfig) (*pgxpool.Pool, er
 		return pool, nil
 	}
 	cfg.URL = url
-	pool, err := store.Open(p.ctx, cfg)
+	pool, err := store.Open(context.Background(), cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -38,45 +42,51 @@ func (p *platform) poolWith(url string, cfg store.PoolConfig) (*pgxpool.Pool, er
 	return pool, nil
 }
 
-func (p *platform) ingestionPool() (*pgxpool.Pool, error) {
-	return p.pool(p.cfg.IngestionDatabaseURL, "ingestion", 4, 0)
-}
-
-func (p *platform) eventhandlerPool() (*pgxpool.Pool, error) {
-	return p.poolWith(p.cfg.EventhandlerDatabaseURL, store.PoolConfig{Name: "eventhandler", MaxConns: 4, Settings: store.ProjectionSettings()})
+// closePools closes all connections; that waits for those in use, which a frozen server may hold.
+func (p *platform) closePools(context.Context) error {
+	for _, pool := range p.pools {
+		pool.Close()
+	}
+	return nil
 }
 
 // prepareDatabases waits until the databases answer and brings their tables up to date.
 func (p *platform) prepareDatabases(ctx context.Context) error {
-	if p.runs(config.Ingestion) || p.runs(config.Relay) {
-		pool, err := p.ingestionPool()
-		if err != nil {
-			return fmt.Errorf("INGESTION_DATABASE_URL: %w", err)
+	return eachDatabase(ctx, p.cfg.Services, p.cfg.Databases, p.cfg.StartupTimeout, func(db *sql.DB, folder string) error {
+		_, err := migrations.Up(ctx, db, folder)
+		return err
+	})
+}
+
+// eachDatabase waits for each database in which services have tables, and calls do with each folder of its migrations.
+func eachDatabase(ctx context.Context, services []string, urls config.Databases, timeout time.Duration, do func(db *sql.DB, folder string) error) error {
+	for _, d := range routers.Databases() {
+		users := routers.UsersOf(d)
+		if len(d.Migrations) == 0 || !slices.ContainsFunc(users, func(s string) bool { return slices.Contains(services, s) }) {
+			continue
 		}
-		if err := migrateUp(ctx, pool, "ingestion", "INGESTION_DATABASE_URL", p.cfg.StartupTimeout); err != nil {
-			return err
-		}
-	}
-	if p.runs(config.Eventhandler) {
-		pool, err := p.eventhandlerPool()
-		if err != nil {
-			return fmt.Errorf("EVENTHANDLER_DATABASE_URL: %w", err)
-		}
-		if err := migrateUp(ctx, pool, "eventhandler", "EVENTHANDLER_DATABASE_URL", p.cfg.StartupTimeout); err != nil {
-			return err
+		if err := inDatabase(ctx, urls.URLs.Get(d.Variable), d, timeout, do); err != nil {
+			return fmt.Errorf("%s: %w", users[0], err)
 		}
 	}
 	return nil
 }
 
-func migrateUp(ctx context.Context, pool *pgxpool.Pool, service, variable string, timeout time.Duration) error {
-	if err := await(ctx, pool, variable, timeout); err != nil {
-		return fmt.Errorf("%s: %w", service, err)
+func inDatabase(ctx context.Context, url string, d routers.Database, timeout time.Duration, do func(db *sql.DB, folder string) error) error {
+	pool, err := store.Open(ctx, store.PoolConfig{URL: url, Name: "migrate"})
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.Variable, err)
+	}
+	defer pool.Close()
+	if err := await(ctx, pool, d.Variable, timeout); err != nil {
+		return err
 	}
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close() //nolint:errcheck // it only wraps the pool
-	if _, err := migrations.Up(ctx, db, service); err != nil {
-		return err
+	for _, folder := range d.Migrations {
+		if err := do(db, folder); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -131,78 +141,77 @@ func plain(ctx context.Context, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, rootCause(err))
 }
 
-// Migrate applies, lists or undoes the migrations of services.
-func Migrate(ctx context.Context, cfg config.Migrate, out io.Writer) error {
-	for _, service := range migrations.Services() {
-		if err := migrateService(ctx, cfg, service, out); err != nil {
-			return err
-		}
+func rootCause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
 	}
-	return nil
+	return err
 }
 
-func migrateService(ctx context.Context, cfg config.Migrate, service string, out io.Writer) error {
-	address, variable := cfg.IngestionDatabaseURL, "INGESTION_DATABASE_URL"
-	wanted := []string{config.Ingestion, config.Relay}
-	if service == config.Eventhandler {
-		address, variable = cfg.EventhandlerDatabaseURL, "EVENTHANDLER_DATABASE_URL"
-		wanted = []string{config.Eventhandler}
+// shownCheck is a check whose errors are fit for GET /health, which everyone may ask: what PostgreSQL says of statements
+// names tables and columns, and belongs in the log.
+func shownCheck(c health.Check) health.Check {
+	probe := c.Probe
+	c.Probe = func(ctx context.Context) (health.Details, error) {
+		details, err := probe(ctx)
+		return details, shown(err)
 	}
-	if !containsAny(cfg.Services, wanted) {
-		return nil
+	return c
+}
+
+func shown(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
 	}
-	pool, err := store.Open(ctx, store.PoolConfig{URL: address, Name: "migrate"})
-	if err != nil {
-		return fmt.Errorf("%s: %w", variable, err)
+	switch pg.Code[:min(2, len(pg.Code))] {
+	case "08", "28", "3D", "53", "55", "57", "58": // connection, credentials, database, resources, locks, operators, system
+		return fmt.Errorf("postgres: %s", pg.Message)
+	default:
+		return fmt.Errorf("postgres refuses what it is asked (code %s); the log has more", pg.Code)
 	}
-	defer pool.Close()
-	if err := await(ctx, pool, variable, cfg.StartupTimeout); err != nil {
-		return fmt.Errorf("%s: %w", service, err)
-	}
-	db := stdlib.OpenDBFromPool(pool)
-	defer db.Close() //nolint:errcheck // it only wraps the pool
-	switch cfg.Action {
-	case "status":
-		list, err := migrations.List(ctx, db, service)
+}
+
+// Migrate applies, lists or undoes the migrations of services.
+func Migrate(ctx context.Context, cfg config.Migrate, out io.Writer) error {
+	return eachDatabase(ctx, cfg.Services, cfg.Databases, cfg.StartupTimeout, func(db *sql.DB, folder string) error {
+		switch cfg.Action {
+		case "status":
+			return printStatus(ctx, db, folder, out)
+		case "reset":
+			undone, err := migrations.Reset(ctx, db, folder)
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintf(out, "%-14s %d undone\n", folder, undone); err != nil {
+				return fmt.Errorf("print result: %w", err)
+			}
+		}
+		done, err := migrations.Up(ctx, db, folder)
 		if err != nil {
 			return err
 		}
-		for _, m := range list {
-			state := "pending"
-			if m.Applied {
-				state = "applied"
-			}
-			if _, err := fmt.Fprintf(out, "%-14s %-30s %s\n", service, m.Name, state); err != nil {
-				return fmt.Errorf("print status: %w", err)
-			}
-		}
-		return nil
-	case "reset":
-		undone, err := migrations.Reset(ctx, db, service)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(out, "%-14s %d undone\n", service, undone); err != nil {
+		if _, err := fmt.Fprintf(out, "%-14s %d applied\n", folder, done); err != nil {
 			return fmt.Errorf("print result: %w", err)
 		}
-	}
-	done, err := migrations.Up(ctx, db, service)
+		return nil
+	})
+}
+
+func printStatus(ctx context.Context, db *sql.DB, folder string, out io.Writer) error {
+	list, err := migrations.List(ctx, db, folder)
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(out, "%-14s %d applied\n", service, done); err != nil {
-		return fmt.Errorf("print result: %w", err)
-	}
-	return nil
-}
-
-func containsAny(list, wanted []string) bool {
-	for _, l := range list {
-		for _, w := range wanted {
-			if l == w {
-				return true
-			}
+	for _, m := range list {
+		state := "pending"
+		if m.Applied {
+			state = "applied"
+		}
+		if _, err := fmt.Fprintf(out, "%-14s %-30s %s\n", folder, m.Name, state); err != nil {
+			return fmt.Errorf("print status: %w", err)
 		}
 	}
-	return false
+	return nil
 }

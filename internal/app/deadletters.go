@@ -15,7 +15,6 @@ import (
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
-	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
@@ -28,39 +27,30 @@ func (p *platform) lettersPool(url string) (*pgxpool.Pool, error) {
 	return p.pool(url, "deadletters", 4, 10*time.Second)
 }
 
-// desk is what a service needs for its dead letters: the API's side, and what goes on in the background.
+// desk is what a service needs for its dead letters.
 type desk struct {
-	letters  deskLetters
-	replayer *routers.Replayer
-	check    health.Check
+	service string
+	letters deskLetters // for the API
+	replays *loop       // the bulk ones
+	check   health.Check
 }
 
-// deadLetters builds the desk of a service, and starts to run its bulk replays.
+// deadLetters builds the desk of a service.
 func (p *platform) deadLetters(service, url string, consumers map[string]store.Apply) (*desk, error) {
 	pool, err := p.lettersPool(url)
 	if err != nil {
 		return nil, err
 	}
 	letters := store.NewLetters(pool, service, consumers)
-	d := &desk{letters: deskLetters{Letters: letters}, check: p.pendingCheck(letters)}
-	d.replayer = (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
-	d.letters.started = d.replayer.Wake
-	ctx, cancel := context.WithCancel(p.ctx)
-	done := make(chan struct{})
-	p.background.Go(func() {
-		defer close(done)
-		d.replayer.Run(ctx)
-	})
-	p.onStop(stageDoors, "bulk replays of "+service, func(context.Context) error {
-		cancel()
-		<-done
-		return nil
-	})
-	return d, nil
+	replayer := (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
+	return &desk{
+		service: service, letters: deskLetters{Letters: letters, started: replayer.Wake}, check: p.pendingCheck(letters),
+		replays: &loop{run: replayer.Run},
+	}, nil
 }
 
-func (d *desk) config(consumers ...string) api.DeadLettersConfig {
-	return api.DeadLettersConfig{Consumers: consumers, Reader: d.letters, Mender: d.letters, Replays: d.letters}
+func (d *desk) config() api.DeadLettersConfig {
+	return api.DeadLettersConfig{Consumers: routers.DeadLetterConsumers(d.service), Reader: d.letters, Mender: d.letters, Replays: d.letters}
 }
 
 // ingestionDesk is the desk for what ingestion and the relay could not handle.
@@ -74,7 +64,7 @@ func (p *platform) ingestionDesk() (*desk, error) {
 			return e.ID, "", outbox.Requeue(ctx, tx, &e, position(l))
 		}
 	}
-	return p.deadLetters(config.Ingestion, p.cfg.IngestionDatabaseURL, map[string]store.Apply{
+	return p.deadLetters(routers.Ingestion, p.cfg.DatabaseOf(routers.Ingestion), map[string]store.Apply{
 		routers.Ingestion: into(routers.ReplayIngestion, func(*deadletter.Letter) int64 { return 0 }),
 		routers.Relay:     into(routers.ReplayRelay, func(l *deadletter.Letter) int64 { return l.Position }),
 	})
@@ -82,7 +72,7 @@ func (p *platform) ingestionDesk() (*desk, error) {
 
 // eventhandlerDesk is the desk for what the event handler could not apply.
 func (p *platform) eventhandlerDesk(projections []handlers.Projection) (*desk, error) {
-	return p.deadLetters(config.Eventhandler, p.cfg.EventhandlerDatabaseURL, map[string]store.Apply{
+	return p.deadLetters(routers.Eventhandler, p.cfg.DatabaseOf(routers.Eventhandler), map[string]store.Apply{
 		routers.Eventhandler: applyToProjections(projections),
 	})
 }
@@ -104,6 +94,31 @@ func applyToProjections(projections []handlers.Projection) store.Apply {
 		}
 		return id, "", store.UpdateProjections(ctx, tx, again.Keys, again.Fold)
 	}
+}
+
+// postman returns the publisher of the dead letters of some consumers, and the component that runs it.
+func (p *platform) postman(letters *store.DeadLetters, consumers ...string) (*routers.Postman, component) {
+	pub := &lazyPublisher{brokers: p.cfg.RedpandaBrokers, security: p.bus, log: p.log}
+	man := (&routers.Postman{Mailbox: letters, Consumers: consumers, Publisher: pub, Now: p.now, Log: p.log}).Init()
+	topics := p.topics.created()
+	return man, &letterPublishing{pub: pub, loop: loop{run: func(ctx context.Context) {
+		select {
+		case <-topics:
+			man.Run(ctx)
+		case <-ctx.Done():
+		}
+	}}}
+}
+
+// letterPublishing is the component that publishes dead letters.
+type letterPublishing struct {
+	loop
+	pub *lazyPublisher
+}
+
+// Stop ends the work and closes the connection to the bus.
+func (l *letterPublishing) Stop(ctx context.Context) error {
+	return errors.Join(l.loop.Stop(ctx), l.pub.Close())
 }
 
 // deskLetters are the dead letters of a service for the API.

@@ -19,8 +19,9 @@ import (
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/pgtest"
-	"github.com/cornjacket/platform-services/migrations"
+	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
 
@@ -39,6 +40,13 @@ func ask(t require.TestingT, method, addr, path, body string) (int, map[string]a
 	var answer map[string]any
 	require.NoError(t, json.Unmarshal(data, &answer), "%s", data)
 	return resp.StatusCode, answer
+}
+
+func migrate(t *testing.T, url string) {
+	t.Helper()
+	require.NoError(t, Migrate(t.Context(), config.Migrate{
+		Action: "up", Services: routers.ServiceNames(), Databases: config.OneDatabase(url), StartupTimeout: soon,
+	}, io.Discard))
 }
 
 // missed makes dead letters of events that were never applied, as the event handler does, and returns their IDs.
@@ -72,9 +80,7 @@ func TestReplaysOfTwoInstancesHaveOneEffect(t *testing.T) {
 	const letters, clicks, readings = 20, 6, 50
 	url := pgtest.URL(t)
 	pool := pgtest.Pool(t, url)
-	for _, service := range migrations.Services() {
-		require.NoError(t, migrateUp(t.Context(), pool, service, "", soon))
-	}
+	migrate(t, url)
 	ids := missed(t, pool, "device-1", letters)
 	_, err := pool.Exec(t.Context(), `UPDATE relay_cursor SET position = $1`, letters) // the log goes on after them
 	require.NoError(t, err)
@@ -151,8 +157,9 @@ func TestPendingDeadLettersAreTold(t *testing.T) {
 // The bus may bring an event twice; two letters of it are applied once.
 func TestTwoLettersOfOneEventAreAppliedOnce(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.Pool(t, "")
-	require.NoError(t, migrateUp(t.Context(), pool, "eventhandler", "", soon))
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	migrate(t, url)
 	missed(t, pool, "device-3", 1)
 	_, err := pool.Exec(t.Context(), `INSERT INTO dlq (consumer, event_id, event_payload, error_message, source_topic, source_offset, bus_topic, position)
 		SELECT consumer, event_id, event_payload, error_message, source_topic, source_offset + 1, bus_topic, position FROM dlq`)
@@ -182,9 +189,7 @@ func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)
 	pool := pgtest.Pool(t, url)
-	for _, service := range migrations.Services() {
-		require.NoError(t, migrateUp(t.Context(), pool, service, "", soon))
-	}
+	migrate(t, url)
 	e := event.Envelope{
 		ID: uuid.New(), Type: "sensor.reading", AggregateID: "device-5", Time: t0(1), IngestedAt: t0(1), Payload: []byte(`{"value":1,"unit":"celsius"}`),
 		Metadata: event.Metadata{Source: "http", CorrelationID: "c", SchemaVersion: 1, Position: 1},
@@ -220,8 +225,9 @@ func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
 // A projection that depends on order and has applied newer events is not made wrong by a replay.
 func TestWhereOrderMattersALetterStaysPending(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.Pool(t, "")
-	require.NoError(t, migrateUp(t.Context(), pool, "eventhandler", "", soon))
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	migrate(t, url)
 	ids := missed(t, pool, "device-4", 1)
 	_, err := pool.Exec(t.Context(), `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
 		VALUES ('last', 'device-4', '{}', gen_random_uuid(), now(), 5, 1)`)

@@ -10,8 +10,6 @@ import (
 
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
-	"github.com/cornjacket/platform-services/pubsub/outbox"
-	"github.com/cornjacket/platform-services/routers"
 )
 
 // lagGauges are how far the relay and the consumers of this process are behind.
@@ -65,32 +63,6 @@ func (s *stall) look(waiting, done int64) (time.Duration, error) {
 
 // stallMargin is added to what a handler may take before a consumer counts as stuck.
 const stallMargin = 5 * time.Second
-
-// relayLag tells how far the active relay is behind, and fails when it does not move.
-func relayLag(sub *outbox.Subscriber, gauges *lagGauges, timeout time.Duration, now func() time.Time) health.Check {
-	s := &stall{patience: timeout + stallMargin, now: now}
-	return health.Check{Name: "relay", Every: time.Second, Probe: func(ctx context.Context) (health.Details, error) {
-		if !sub.State().Leading {
-			gauges.set(routers.Relay, false, 0, 0)
-			s.since = time.Time{}
-			return health.Details{"leading": false}, nil
-		}
-		lag, err := sub.Lag(ctx)
-		if err != nil { // the check of the database says so
-			gauges.set(routers.Relay, false, 0, 0)
-			s.since = time.Time{}
-			return health.Details{"leading": true, "lag": "unknown"}, nil
-		}
-		events, seconds := lag.Outbox+lag.Log, age(lag.Oldest, now())
-		gauges.set(routers.Relay, true, events, seconds)
-		d := health.Details{"leading": true, "lag_events": events, "lag_seconds": seconds, "outbox_events": lag.Outbox}
-		if lag.AtLeast {
-			d["lag_is_at_least"] = true
-		}
-		_, err = s.look(events, sub.Published())
-		return d, err
-	}}
-}
 
 // consumerLag tells how far a consumer is behind, and fails when it has no partitions or does not move.
 func consumerLag(name string, sub *kafka.Subscriber, gauges *lagGauges, timeout time.Duration, now func() time.Time) health.Check {

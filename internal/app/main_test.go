@@ -46,8 +46,6 @@ var quiet = slog.New(slog.DiscardHandler)
 // client keeps no connections: what is closed must be seen to be closed.
 var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
-var freeAddresses = config.Addresses{IngestionAddr: free, QueryAddr: free, EventhandlerHealthAddr: free, RelayHealthAddr: free}
-
 func bus(t *testing.T) *devstack.Kafka {
 	t.Helper()
 	return busIn(t, "", free)
@@ -67,8 +65,7 @@ func settings(t *testing.T, database, brokers string) config.Run {
 	t.Helper()
 	cfg, err := config.Defaults()
 	require.NoError(t, err)
-	cfg.Addresses = freeAddresses
-	cfg.Databases = config.Databases{IngestionDatabaseURL: database, EventhandlerDatabaseURL: database, QueryDatabaseURL: database}
+	cfg.Addresses, cfg.Databases = config.EveryAddress(free), config.OneDatabase(database)
 	cfg.RedpandaBrokers = []string{brokers}
 	cfg.MQTTURL, cfg.EmbeddedMQTT = "mqtt://"+free, true
 	cfg.TopicPartitions, cfg.TopicReplication = 2, 1

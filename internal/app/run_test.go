@@ -16,28 +16,29 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/internal/simulate"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 func TestRunCarriesEventsFromBothDoorsToTheQueryAPI(t *testing.T) {
 	t.Parallel()
 	p := start(t, settings(t, pgtest.URL(t), bus(t).Addr()))
-	for _, service := range config.Services() {
+	for _, service := range routers.ServiceNames() {
 		status, body := get(t, "http://"+p.addrs[service]+"/health")
 		require.Equal(t, http.StatusOK, status, service)
 		require.Equal(t, service, body["service"])
 		require.Contains(t, body["checks"], "postgres", service)
 	}
-	require.Equal(t, http.StatusAccepted, post(t, p.addrs[config.Ingestion], "device-http", 7))
-	arrives(t, p.addrs[config.Query], "device-http", 7)
+	require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "device-http", 7))
+	arrives(t, p.addrs[routers.Query], "device-http", 7)
 
 	summary, err := simulate.Run(t.Context(), simulate.Config{URL: "mqtt://" + p.addrs["mqtt"], Devices: 1, Count: 10, Prefix: "mqtt-"})
 	require.NoError(t, err)
 	require.EqualValues(t, 10, summary.Acked)
 	require.Eventually(t, func() bool {
-		_, body := get(t, "http://"+p.addrs[config.Query]+"/api/v1/projections/sensor_state/mqtt-001")
+		_, body := get(t, "http://"+p.addrs[routers.Query]+"/api/v1/projections/sensor_state/mqtt-001")
 		return body["position"] == 11.0
 	}, soon, every)
-	_, body := get(t, "http://"+p.addrs[config.Query]+"/api/v1/events?limit=100")
+	_, body := get(t, "http://"+p.addrs[routers.Query]+"/api/v1/events?limit=100")
 	require.Len(t, body["items"], 11)
 
 	require.NoError(t, p.stop(), "a stop is no error")
@@ -81,7 +82,7 @@ func TestServicesCanBeProcessesOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
 	parts := make(map[string]*running)
-	for _, service := range []string{config.Query, config.Eventhandler, config.Relay, config.Ingestion} {
+	for _, service := range []string{routers.Query, routers.Eventhandler, routers.Relay, routers.Ingestion} {
 		own := cfg
 		own.Services = []string{service}
 		parts[service] = begin(t, func(ctx context.Context, ready func(map[string]string)) error {
@@ -98,35 +99,35 @@ func TestServicesCanBeProcessesOfTheirOwn(t *testing.T) {
 		}
 	}
 	for i := range 5 {
-		require.Equal(t, http.StatusAccepted, post(t, addrs[config.Ingestion], fmt.Sprint("device-", i), i))
+		require.Equal(t, http.StatusAccepted, post(t, addrs[routers.Ingestion], fmt.Sprint("device-", i), i))
 	}
 	for i := range 5 {
-		arrives(t, addrs[config.Query], fmt.Sprint("device-", i), i)
+		arrives(t, addrs[routers.Query], fmt.Sprint("device-", i), i)
 	}
 	// Without the relay events are taken and wait; without the event handler too.
-	require.NoError(t, parts[config.Relay].stop())
-	require.NoError(t, parts[config.Eventhandler].stop())
-	require.Equal(t, http.StatusAccepted, post(t, addrs[config.Ingestion], "device-0", 100))
-	for _, service := range []string{config.Relay, config.Eventhandler} {
+	require.NoError(t, parts[routers.Relay].stop())
+	require.NoError(t, parts[routers.Eventhandler].stop())
+	require.Equal(t, http.StatusAccepted, post(t, addrs[routers.Ingestion], "device-0", 100))
+	for _, service := range []string{routers.Relay, routers.Eventhandler} {
 		own := cfg
 		own.Services = []string{service}
 		start(t, own)
 	}
-	arrives(t, addrs[config.Query], "device-0", 100)
+	arrives(t, addrs[routers.Query], "device-0", 100)
 }
 
 func TestEachServiceCanHaveADatabaseOfItsOwn(t *testing.T) {
 	t.Parallel()
 	cfg := settings(t, "", bus(t).Addr())
-	cfg.Databases = config.Databases{
-		IngestionDatabaseURL: pgtest.URL(t), EventhandlerDatabaseURL: pgtest.URL(t), QueryDatabaseURL: pgtest.URL(t),
+	for _, d := range routers.Databases() {
+		cfg.URLs = cfg.URLs.With(d.Variable, pgtest.URL(t))
 	}
 	p := start(t, cfg)
-	require.Equal(t, http.StatusAccepted, post(t, p.addrs[config.Ingestion], "device-1", 5))
-	arrives(t, p.addrs[config.Query], "device-1", 5)
-	_, body := get(t, "http://"+p.addrs[config.Query]+"/api/v1/events")
+	require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "device-1", 5))
+	arrives(t, p.addrs[routers.Query], "device-1", 5)
+	_, body := get(t, "http://"+p.addrs[routers.Query]+"/api/v1/events")
 	require.Len(t, body["items"], 1)
-	_, body = get(t, "http://"+p.addrs[config.Query]+"/health")
+	_, body = get(t, "http://"+p.addrs[routers.Query]+"/health")
 	require.Contains(t, body["checks"], "postgres")
 	require.Contains(t, body["checks"], "postgres_events", "both databases that it reads are watched")
 }
@@ -145,7 +146,7 @@ func TestRunEndsWithAnErrorThatSaysWhatIsWrong(t *testing.T) {
 		wants  []string
 	}{
 		"port taken": {
-			func(c *config.Run) { c.QueryAddr = port },
+			func(c *config.Run) { c.Listen = c.Listen.With("QUERY_ADDR", port) },
 			[]string{"query", port, "address already in use"},
 		},
 		"MQTT port taken": {
@@ -154,29 +155,31 @@ func TestRunEndsWithAnErrorThatSaysWhatIsWrong(t *testing.T) {
 		},
 		"no database server": {
 			func(c *config.Run) {
-				c.IngestionDatabaseURL = "postgres://me:s3cret@" + nowhere + "/mine"
+				c.URLs = c.URLs.With("INGESTION_DATABASE_URL", "postgres://me:s3cret@"+nowhere+"/mine")
 				c.StartupTimeout = 500 * time.Millisecond
 			},
 			[]string{"ingestion", "INGESTION_DATABASE_URL", "postgres://me@" + nowhere + "/mine", "500ms", "connection refused"},
 		},
 		"no database server of the event handler": {
 			func(c *config.Run) {
-				c.EventhandlerDatabaseURL = "postgres://me:s3cret@" + nowhere + "/mine"
+				c.URLs = c.URLs.With("EVENTHANDLER_DATABASE_URL", "postgres://me:s3cret@"+nowhere+"/mine")
 				c.StartupTimeout = 500 * time.Millisecond
 			},
 			[]string{"eventhandler", "EVENTHANDLER_DATABASE_URL", nowhere},
 		},
 		"wrong password": { // at once: the default StartupTimeout is longer than this test waits
-			func(c *config.Run) { c.EventhandlerDatabaseURL = with(here, ":cornjacket@", ":s3cret@") },
+			func(c *config.Run) {
+				c.URLs = c.URLs.With("EVENTHANDLER_DATABASE_URL", with(here, ":cornjacket@", ":s3cret@"))
+			},
 			[]string{"eventhandler", "EVENTHANDLER_DATABASE_URL", "password authentication failed"},
 		},
 		"no such database": {
-			func(c *config.Run) { c.IngestionDatabaseURL = with(here, "?", "_not?") },
+			func(c *config.Run) { c.URLs = c.URLs.With("INGESTION_DATABASE_URL", with(here, "?", "_not?")) },
 			[]string{"ingestion", "INGESTION_DATABASE_URL", "does not exist"},
 		},
 		"query without tables": {
 			func(c *config.Run) {
-				c.Services = []string{config.Query}
+				c.Services = []string{routers.Query}
 				c.StartupTimeout = 500 * time.Millisecond
 			},
 			[]string{"query", "QUERY_DATABASE_URL", "projections"},
@@ -210,22 +213,24 @@ func TestAStopWhileStartingIsClean(t *testing.T) {
 		change  func(*config.Run)
 		waiting string // what the event handler is seen to wait for
 	}{
-		"no database":   {func(c *config.Run) { c.IngestionDatabaseURL = "postgres://me:x@" + nowhere + "/mine" }, "starting"},
-		"mute database": {func(c *config.Run) { c.IngestionDatabaseURL = "postgres://me:x@" + silent + "/mine" }, "starting"},
+		"no database": {func(c *config.Run) {
+			c.URLs = c.URLs.With("INGESTION_DATABASE_URL", "postgres://me:x@"+nowhere+"/mine")
+		}, "starting"},
+		"mute database": {func(c *config.Run) { c.URLs = c.URLs.With("INGESTION_DATABASE_URL", "postgres://me:x@"+silent+"/mine") }, "starting"},
 		"no bus":        {func(*config.Run) {}, "router"},
 		"mute bus":      {func(c *config.Run) { c.RedpandaBrokers = []string{silent} }, "router"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cfg := settings(t, pgtest.URL(t), nowhere)
-			cfg.EventhandlerHealthAddr = unused(t)
+			cfg.Listen = cfg.Listen.With("EVENTHANDLER_HEALTH_ADDR", unused(t))
 			tc.change(&cfg)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			ended := make(chan error, 1)
 			go func() { ended <- Run(ctx, cfg, quiet) }()
 			require.Eventually(t, func() bool { // it answers from the start, and says the truth
-				names, _ := failing(t, cfg.EventhandlerHealthAddr)
+				names, _ := failing(t, cfg.Of(routers.Eventhandler))
 				return slices.Contains(names, any(tc.waiting))
 			}, soon, every)
 			started := time.Now()
@@ -251,7 +256,7 @@ func TestHealthTellsTheTruth(t *testing.T) {
 	p := start(t, settings(t, pg.URL(), broker.Addr()))
 	all := func(ready bool) func() bool {
 		return func() bool {
-			for _, service := range config.Services() {
+			for _, service := range routers.ServiceNames() {
 				if _, ok := failing(t, p.addrs[service]); ok != ready {
 					return false
 				}
@@ -261,7 +266,7 @@ func TestHealthTellsTheTruth(t *testing.T) {
 	}
 	pgtest.Freeze(t, pg)
 	require.Eventually(t, all(false), told, every, "frozen")
-	for _, service := range config.Services() {
+	for _, service := range routers.ServiceNames() {
 		names, _ := failing(t, p.addrs[service])
 		require.Contains(t, names, "postgres", service)
 	}
@@ -269,15 +274,15 @@ func TestHealthTellsTheTruth(t *testing.T) {
 	require.Eventually(t, all(true), soon, every, "thawed")
 
 	broker.Close()
-	for _, service := range []string{config.Relay, config.Eventhandler} {
+	for _, service := range []string{routers.Relay, routers.Eventhandler} {
 		require.Eventually(t, func() bool { _, ok := failing(t, p.addrs[service]); return !ok }, told, every, service)
 		names, _ := failing(t, p.addrs[service])
 		require.Contains(t, names, "bus", service)
 	}
-	_, ok := failing(t, p.addrs[config.Query])
+	_, ok := failing(t, p.addrs[routers.Query])
 	require.True(t, ok, "query does not need the bus")
-	require.Equal(t, http.StatusAccepted, post(t, p.addrs[config.Ingestion], "device-1", 1), "nor does ingestion")
+	require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "device-1", 1), "nor does ingestion")
 	busIn(t, dir, broker.Addr())
 	require.Eventually(t, all(true), soon, every, "the bus is back")
-	arrives(t, p.addrs[config.Query], "device-1", 1)
+	arrives(t, p.addrs[routers.Query], "device-1", 1)
 }

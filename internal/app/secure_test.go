@@ -25,6 +25,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/tlstest"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // securePostgres returns the URL of a server that speaks TLS, to be verified.
@@ -137,10 +138,10 @@ func TestRunWithTLSAndPasswordsEverywhere(t *testing.T) {
 	cfg.EmbeddedMQTT, cfg.MQTTURL, cfg.MQTTTLSCAFile = false, mqttURL, mqttFiles.CA
 	cfg.MQTTUsername, cfg.MQTTPassword = user, password
 	p := start(t, cfg)
-	require.Equal(t, http.StatusAccepted, post(t, p.addrs[config.Ingestion], "device-http", 7))
-	arrives(t, p.addrs[config.Query], "device-http", 7)
+	require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "device-http", 7))
+	arrives(t, p.addrs[routers.Query], "device-http", 7)
 	publish(t, mqttURL, mqttFiles, user, password, "devices/device-mqtt/events/sensor.reading", `{"value":8,"unit":"c"}`)
-	arrives(t, p.addrs[config.Query], "device-mqtt", 8)
+	arrives(t, p.addrs[routers.Query], "device-mqtt", 8)
 
 	pool := pgtest.Pool(t, database)
 	var plain int

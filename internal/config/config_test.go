@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 type grammar struct {
@@ -39,14 +40,20 @@ func TestDefaults(t *testing.T) {
 	const database = "postgres://cornjacket:cornjacket@localhost:5432/cornjacket?sslmode=disable"
 	require.NotEqual(t, "cornjacket-ingestion-", g.Run.MQTTClientID)
 	require.True(t, strings.HasPrefix(g.Run.MQTTClientID, "cornjacket-ingestion-"))
+	for variable, want := range map[string]string{ // CONTRACT §2 and §3
+		"INGESTION_ADDR": "127.0.0.1:8080", "QUERY_ADDR": "127.0.0.1:8081",
+		"EVENTHANDLER_HEALTH_ADDR": "127.0.0.1:8084", "RELAY_HEALTH_ADDR": "127.0.0.1:8086",
+	} {
+		require.Equal(t, want, g.Run.Listen.Get(variable))
+	}
+	for _, variable := range []string{"INGESTION_DATABASE_URL", "EVENTHANDLER_DATABASE_URL", "QUERY_DATABASE_URL"} {
+		require.Equal(t, database, g.Run.URLs.Get(variable))
+	}
 	require.Equal(t, config.Run{
-		Services: []string{"ingestion", "relay", "eventhandler", "query"},
-		Addresses: config.Addresses{
-			IngestionAddr: "127.0.0.1:8080", QueryAddr: "127.0.0.1:8081",
-			EventhandlerHealthAddr: "127.0.0.1:8084", RelayHealthAddr: "127.0.0.1:8086",
-		},
+		Services:  routers.ServiceNames(),
+		Addresses: config.Addresses{Listen: g.Run.Listen},
 		Doors:     config.Doors{APIAuth: config.AuthAuto, MaxConnections: 4096},
-		Databases: config.Databases{IngestionDatabaseURL: database, EventhandlerDatabaseURL: database, QueryDatabaseURL: database},
+		Databases: config.OneDatabase(database),
 		Broker: config.Broker{
 			RedpandaBrokers: []string{"localhost:9092"}, Bus: config.Bus{RedpandaSASLMechanism: config.SASLNone}, MQTTURL: "mqtt://localhost:1883", MQTTClientID: g.Run.MQTTClientID,
 		},
@@ -93,9 +100,9 @@ func TestVariablesAndFlags(t *testing.T) {
 	require.NoError(t, err, "a flag wins over a variable, also over one that is malformed")
 	r := g.Run
 	require.Equal(t, []string{"ingestion", "query"}, r.Services, "in the order of the flow, each once")
-	require.Equal(t, "0.0.0.0:80", r.IngestionAddr)
-	require.Equal(t, "postgresql://u:p%40ss@db/one?sslmode=disable", r.IngestionDatabaseURL)
-	require.Equal(t, "postgres:///two?host=/run/postgresql", r.QueryDatabaseURL)
+	require.Equal(t, "0.0.0.0:80", r.Of(routers.Ingestion))
+	require.Equal(t, "postgresql://u:p%40ss@db/one?sslmode=disable", r.DatabaseOf(routers.Ingestion))
+	require.Equal(t, "postgres:///two?host=/run/postgresql", r.DatabaseOf(routers.Query))
 	require.Equal(t, []string{"a:9092", "b:9093"}, r.RedpandaBrokers)
 	require.Equal(t, "mqtts://broker.example:8883", r.MQTTURL, "with the port that the scheme means")
 	require.Equal(t, []string{"user", "p,ss=word", "one"}, []string{r.MQTTUsername, r.MQTTPassword, r.MQTTClientID})
@@ -139,14 +146,21 @@ func TestEveryServiceHasAnAddress(t *testing.T) {
 	g, err := parse(t, nil, "run")
 	require.NoError(t, err)
 	seen := map[string]bool{}
-	for _, service := range config.Services() {
+	for _, service := range routers.ServiceNames() {
 		addr := g.Run.Of(service)
 		require.NotEmpty(t, addr, service)
 		require.False(t, seen[addr], addr)
-		require.NotEmpty(t, config.AddrVariable(service), service)
 		seen[addr] = true
+		require.NotEmpty(t, g.Run.DatabaseOf(service), service)
 	}
-	require.Empty(t, g.Run.Of("nothing"))
+	require.Empty(t, g.Run.Listen.Get("NOTHING"))
+}
+
+func TestValuesAreNotChangedInPlace(t *testing.T) {
+	t.Parallel()
+	before := config.EveryAddress("a:1")
+	after := before.Listen.With("QUERY_ADDR", "b:2")
+	require.Equal(t, []string{"a:1", "b:2", "a:1"}, []string{before.Listen.Get("QUERY_ADDR"), after.Get("QUERY_ADDR"), after.Get("INGESTION_ADDR")})
 }
 
 func TestRefused(t *testing.T) {
@@ -155,8 +169,8 @@ func TestRefused(t *testing.T) {
 		pgTakes   = "takes a URL such as postgres://user:password@host:5432/database?sslmode=disable"
 		mqttTakes = "takes a URL such as mqtt://host:1883, mqtts://host:8883, ws://host/mqtt or wss://host/mqtt"
 		addrTakes = "takes host:port, such as 127.0.0.1:8080, [::1]:8080 or 0.0.0.0:8080"
-		known     = "takes a comma-separated list of: ingestion, relay, eventhandler, query"
 	)
+	known := "takes a comma-separated list of: " + strings.Join(routers.ServiceNames(), ", ")
 	for _, c := range []struct {
 		env, value, want string
 	}{
@@ -270,7 +284,7 @@ func TestEverySettingIsDocumented(t *testing.T) {
 		for _, flag := range command.Flags {
 			require.NotEmpty(t, flag.Help, flag.Name)
 			if needsVariable := command.Name == "run" || command.Name == "dev"; needsVariable {
-				require.NotEmpty(t, flag.Tag.Get("var"), "%s --%s", command.Name, flag.Name)
+				require.NotEmpty(t, flag.Tag.Get("var")+flag.Tag.Get("table"), "%s --%s", command.Name, flag.Name)
 			}
 			if flag.HasDefault {
 				require.Contains(t, strings.ToLower(helpOf(t, k, flag)), "default", flag.Name)

@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +55,7 @@ type DLQDiscard struct {
 
 // DLQFilter selects dead letters; what is empty selects all.
 type DLQFilter struct {
-	Consumer  string `type:"consumer" placeholder:"ingestion|relay|eventhandler" help:"Only letters of this consumer."`
+	Consumer  string `type:"consumer" placeholder:"${consumers}" help:"Only letters of this consumer."`
 	EventID   string `type:"uuid" placeholder:"UUID" help:"Only letters of this event."`
 	EventType string `help:"Only letters of events of this type."`
 	Topic     string `help:"Only letters that were read from this topic."`
@@ -68,13 +67,10 @@ type DLQFilter struct {
 // DLQTarget says where dead letters are asked for.
 type DLQTarget struct {
 	Addr     []string      `type:"hostports" placeholder:"HOST:PORT,..." help:"Addresses to ask, comma-separated, in place of those of the services."`
-	Services []string      `type:"desks" default:"ingestion,eventhandler" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ingestion (for the relay too) and eventhandler. Default: both."`
-	APIToken string        `name:"api-token" var:"API_TOKEN" help:"Bearer token to send; none if empty."`
+	Services []string      `type:"dlqservices" default:"${dlq_services}" placeholder:"NAME,..." help:"Services to ask, a comma-separated list of ${dlq_services_for}. Default: all."`
 	Timeout  time.Duration `type:"duration" default:"1m" help:"How long to wait for one answer, a duration."`
 	JSON     bool          `name:"json" help:"Print JSON, one document a line."`
-	// CertFile and CAFile make it ask over TLS, as in [Health].
-	CertFile  string `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take only the certificate in this file, whatever names it is for: the one that platform run is given."`
-	CAFile    string `name:"tls-ca-file" var:"HEALTH_TLS_CA_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take a certificate that names the host and is from an authority in this file, PEM, in place of that of TLS_CERT_FILE."`
+	APIClient
 	Addresses `group:"Addresses of the services (host:port):"`
 }
 
@@ -131,42 +127,11 @@ func readUUID(s string) (string, error) {
 	return "", &Error{Value: s, Problem: "is not a UUID", Takes: "a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e"}
 }
 
-// letterDesks are the services with dead letters, and whose letters each has.
-var letterDesks = map[string][]string{Ingestion: {Ingestion, Relay}, Eventhandler: {Eventhandler}}
-
-// DeskOf returns the service that has the dead letters of a consumer.
-func DeskOf(consumer string) string {
-	for service, consumers := range letterDesks {
-		if slices.Contains(consumers, consumer) {
-			return service
-		}
-	}
-	return ""
-}
-
-// readDesks reads a list of services that have dead letters to ask for.
-func readDesks(s string) ([]string, error) {
-	var desks []string
-	for _, name := range splitList(s) {
-		desk := DeskOf(name)
-		if desk == "" {
-			return nil, &Error{Value: name, Problem: "is not a service with dead letters", Takes: "a comma-separated list of: ingestion, eventhandler"}
-		}
-		if !slices.Contains(desks, desk) {
-			desks = append(desks, desk)
-		}
-	}
-	if len(desks) == 0 {
-		return nil, &Error{Value: s, Problem: "names no service", Takes: "a comma-separated list of: ingestion, eventhandler"}
-	}
-	return desks, nil
-}
-
 func readConsumer(s string) (string, error) {
 	if consumer := strings.ToLower(strings.TrimSpace(s)); DeskOf(consumer) != "" {
 		return consumer, nil
 	}
-	return "", &Error{Value: s, Problem: "is not a consumer", Takes: "ingestion, relay or eventhandler"}
+	return "", &Error{Value: s, Problem: "is not a consumer", Takes: orList(consumers(), "or")}
 }
 
 func readTime(s string) (string, error) {

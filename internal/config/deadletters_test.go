@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 const someID = "0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e"
@@ -17,10 +18,10 @@ func TestDLQSettings(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "pending", g.DLQ.List.Status)
 	require.Equal(t, 50, g.DLQ.List.Limit)
-	require.Equal(t, []string{"ingestion", "eventhandler"}, g.DLQ.List.Services)
+	require.Equal(t, routers.DeadLetterServices(), g.DLQ.List.Services)
 	require.Equal(t, "secret", g.DLQ.List.APIToken)
 	require.Equal(t, time.Minute, g.DLQ.List.Timeout)
-	require.Equal(t, "127.0.0.1:1", g.DLQ.List.Of(config.Eventhandler))
+	require.Equal(t, "127.0.0.1:1", g.DLQ.List.Of(routers.Eventhandler))
 
 	g, err = parse(t, nil, "dlq", "replay", "--all", "--consumer=Relay", "--event-id="+someID, "--from=2026-02-07T11:00:00+01:00", "--rate=0.5", "--dry-run")
 	require.NoError(t, err)

@@ -45,7 +45,7 @@ func mappers() kong.Option {
 		"dir":         mapper(readDir),
 		"uuid":        mapper(func(_ *kong.Value, s string) (string, error) { return readUUID(s) }),
 		"rfc3339":     mapper(func(_ *kong.Value, s string) (string, error) { return readTime(s) }),
-		"desks":       mapper(func(_ *kong.Value, s string) ([]string, error) { return readDesks(s) }),
+		"dlqservices": mapper(func(_ *kong.Value, s string) ([]string, error) { return parseDeadLetterServices(s) }),
 		"consumer":    mapper(func(_ *kong.Value, s string) (string, error) { return readConsumer(s) }),
 		"tokens":      mapper(readTokens),
 		"tokenname":   mapper(readTokenName),
@@ -92,7 +92,12 @@ func named(v *kong.Value, err error) error {
 	return e
 }
 
-func varOf(v *kong.Value) string { return v.Tag.Get("var") }
+func varOf(v *kong.Value) string {
+	if v.Tag.Get(tableTag) != "" {
+		return strings.ToUpper(strings.ReplaceAll(v.Name, "-", "_"))
+	}
+	return v.Tag.Get("var")
+}
 
 func flagOf(v *kong.Value) string {
 	if v.Flag == nil {
@@ -243,8 +248,7 @@ func readOneOf(v *kong.Value, s string) (string, error) {
 	if choice := strings.ToLower(strings.TrimSpace(s)); slices.Contains(known, choice) {
 		return choice, nil
 	}
-	last := len(known) - 1
-	return "", &Error{Value: s, Problem: "is not one of them", Takes: strings.Join(known[:last], ", ") + " or " + known[last]}
+	return "", &Error{Value: s, Problem: "is not one of them", Takes: orList(known, "or")}
 }
 
 // readClientID keeps to what every broker must take in a client identifier, and more, but nothing that breaks a log.

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // LookupEnv looks up a variable, like [os.LookupEnv].
@@ -18,13 +20,21 @@ type LookupEnv func(name string) (string, bool)
 func Options(env LookupEnv) []kong.Option {
 	return []kong.Option{
 		kong.Vars{
-			"services":       strings.Join(Services(), ","),
-			"database_url":   "postgres://cornjacket:cornjacket@localhost:5432/cornjacket?sslmode=disable",
-			"mqtt_client_id": "cornjacket-ingestion-" + hostname(),
-			"state_dir":      stateDir(env),
+			"services":         strings.Join(routers.ServiceNames(), ","),
+			"dlq_services":     strings.Join(routers.DeadLetterServices(), ","),
+			"dlq_services_for": deadLetterServices(),
+			"consumers":        strings.Join(consumers(), "|"),
+			"database_url":     "postgres://cornjacket:cornjacket@localhost:5432/cornjacket?sslmode=disable",
+			"mqtt_client_id":   "cornjacket-ingestion-" + hostname(),
+			"state_dir":        stateDir(env),
 		},
 		mappers(),
-		kong.PostBuild(func(k *kong.Kong) error { return setPlaceholders(k.Model.Node) }),
+		kong.PostBuild(func(k *kong.Kong) error {
+			if err := expandTables(k.Model.Node); err != nil {
+				return err
+			}
+			return setPlaceholders(k.Model.Node)
+		}),
 		// The parser's own way with variables reads them for every command at once, and prints the values of bad ones.
 		kong.Resolvers(kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 			if value, ok := env(varOf(flag.Value)); ok && value != "" {

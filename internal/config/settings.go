@@ -55,10 +55,20 @@ type Health struct {
 	Services []string      `type:"services" var:"SERVICES" default:"${services}" placeholder:"NAME,..." help:"Services to ask, a comma-separated list. Default: all, ${services}."`
 	Timeout  time.Duration `type:"duration" var:"HEALTH_TIMEOUT" default:"5s" help:"How long to wait for an answer, a duration."`
 	JSON     bool          `name:"json" help:"Print one JSON document a line, with each answer as it came."`
-	// CertFile and CAFile make it ask over TLS.
-	CertFile  string `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take only the certificate in this file, whatever names it is for: the one that platform run is given."`
-	CAFile    string `name:"tls-ca-file" var:"HEALTH_TLS_CA_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take a certificate that names the host and is from an authority in this file, PEM, in place of that of TLS_CERT_FILE."`
+	TLSClient
 	Addresses `group:"Addresses of the services (host:port):"`
+}
+
+// TLSClient says how a command asks services that speak TLS. Without a file it asks over plain HTTP.
+type TLSClient struct {
+	CertFile string `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take only the certificate in this file, whatever names it is for: the one that platform run is given."`
+	CAFile   string `name:"tls-ca-file" var:"HEALTH_TLS_CA_FILE" placeholder:"FILE" help:"Ask over HTTPS, and take a certificate that names the host and is from an authority in this file, PEM, in place of that of TLS_CERT_FILE."`
+}
+
+// APIClient says how a command asks services for what needs a token.
+type APIClient struct {
+	APIToken string `name:"api-token" var:"API_TOKEN" help:"Bearer token to send, with the scope that the command needs; none if empty."`
+	TLSClient
 }
 
 // Simulate are the settings of `platform simulate`.
@@ -73,23 +83,6 @@ type Simulate struct {
 	Prefix   string        `var:"SIMULATE_PREFIX" default:"device-" help:"What the name of each device begins with."`
 	Inflight int           `type:"receive" unit:"events" var:"SIMULATE_INFLIGHT" default:"20" help:"Most unacknowledged events of one device; 1 to 65535."`
 	JSON     bool          `name:"json" help:"Print the summary as JSON."`
-}
-
-// Addresses are what the platform listens on, each as host:port.
-type Addresses struct {
-	IngestionAddr          string `type:"hostport" var:"INGESTION_ADDR" default:"127.0.0.1:8080" help:"Ingestion: HTTP API and health."`
-	QueryAddr              string `type:"hostport" var:"QUERY_ADDR" default:"127.0.0.1:8081" help:"Query: HTTP API, web page and health."`
-	EventhandlerHealthAddr string `type:"hostport" var:"EVENTHANDLER_HEALTH_ADDR" default:"127.0.0.1:8084" help:"Event handler: health and dead letters."`
-	RelayHealthAddr        string `type:"hostport" var:"RELAY_HEALTH_ADDR" default:"127.0.0.1:8086" help:"Outbox relay: health."`
-	PprofAddr              string `type:"hostport" var:"PPROF_ADDR" placeholder:"HOST:PORT" help:"Go profiles (net/http/pprof); none if empty. They show what is in memory: keep it on loopback."`
-}
-
-// Databases are the PostgreSQL databases of the services, each as a URL. They may be the same database. The relay uses
-// ingestion's.
-type Databases struct {
-	IngestionDatabaseURL    string `name:"ingestion-database-url" type:"postgresurl" var:"INGESTION_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"Database of ingestion and the relay, a PostgreSQL URL."`
-	EventhandlerDatabaseURL string `name:"eventhandler-database-url" type:"postgresurl" var:"EVENTHANDLER_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"Database of the event handler, a PostgreSQL URL."`
-	QueryDatabaseURL        string `name:"query-database-url" type:"postgresurl" var:"QUERY_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"Database that the query API reads, a PostgreSQL URL."`
 }
 
 // Broker says where the bus and the MQTT broker are.

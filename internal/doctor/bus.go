@@ -49,8 +49,10 @@ func checkBus(ctx context.Context, s config.Doctor) []Finding {
 		}
 		found = append(found, f)
 	}
-	if slices.Contains(s.Services, config.Eventhandler) {
-		found = append(found, checkGroup(ctx, admin, routers.Eventhandler))
+	for _, r := range routers.Routes() {
+		if r.Group != "" && slices.Contains(s.Services, r.Service) {
+			found = append(found, checkGroup(ctx, admin, r.Group))
+		}
 	}
 	return found
 }

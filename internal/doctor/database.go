@@ -12,37 +12,35 @@ import (
 
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/migrations"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // database is one database and what it is for.
 type database struct {
 	name  string // of the variables that name it
 	url   string
-	owner []string // services whose tables it has
+	owner []string // folders of the migrations that are applied to it
 }
 
 // databases are those that the services use, each once.
 func databases(s config.Doctor) []examination {
 	var all []*database
-	use := func(variable, address, owner string, services ...string) {
-		if !slices.ContainsFunc(services, func(name string) bool { return slices.Contains(s.Services, name) }) {
-			return
+	for _, setting := range routers.Databases() {
+		used := func(service string) bool { return slices.Contains(s.Services, service) }
+		if !slices.ContainsFunc(routers.UsersOf(setting), used) {
+			continue
 		}
+		address := s.URLs.Get(setting.Variable)
 		i := slices.IndexFunc(all, func(d *database) bool { return d.url == address })
 		if i < 0 {
 			all = append(all, &database{url: address})
 			i = len(all) - 1
 		}
 		d := all[i]
-		name := strings.ToLower(strings.TrimSuffix(variable, "_DATABASE_URL"))
+		name := strings.ToLower(strings.TrimSuffix(setting.Variable, "_DATABASE_URL"))
 		d.name = strings.TrimPrefix(d.name+"+"+name, "+")
-		if owner != "" {
-			d.owner = append(d.owner, owner)
-		}
+		d.owner = append(d.owner, setting.Migrations...)
 	}
-	use("INGESTION_DATABASE_URL", s.IngestionDatabaseURL, "ingestion", config.Ingestion, config.Relay)
-	use("EVENTHANDLER_DATABASE_URL", s.EventhandlerDatabaseURL, "eventhandler", config.Eventhandler)
-	use("QUERY_DATABASE_URL", s.QueryDatabaseURL, "", config.Query)
 	list := make([]examination, 0, len(all))
 	for _, d := range all {
 		list = append(list, examination{area: "database", check: d.name, look: func(ctx context.Context) []Finding { return d.check(ctx, s.Timeout) }})

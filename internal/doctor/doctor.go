@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // Status of a finding.
@@ -65,7 +66,7 @@ func Examine(ctx context.Context, settings config.Doctor) Report {
 	all = append(all, examination{area: "settings", check: "settings", look: func(context.Context) []Finding { return checkSettings(settings) }})
 	all = append(all, databases(settings)...)
 	all = append(all, examination{area: "bus", check: "brokers", look: func(ctx context.Context) []Finding { return checkBus(ctx, settings) }})
-	if slices.Contains(settings.Services, config.Ingestion) {
+	if slices.Contains(settings.Services, routers.Ingestion) {
 		all = append(all, examination{area: "mqtt", check: "connect", look: func(ctx context.Context) []Finding { return checkMQTT(ctx, settings) }})
 	}
 	all = append(all, ports(settings)...)
@@ -170,11 +171,13 @@ func checkSettings(s config.Doctor) []Finding {
 	found := []Finding{a.ok("settings", "well-formed; services %s", strings.Join(s.Services, ", "))}
 	taken := map[string]string{}
 	for _, service := range s.Services {
-		addr := s.Of(service)
-		if other, ok := taken[addr]; ok && !strings.HasSuffix(addr, ":0") {
-			found = append(found, a.fail("addresses", "give each service a port of its own", "%s and %s have the same address %s", other, service, addr))
+		for _, address := range routers.ServiceOf(service).Addresses {
+			addr := s.Listen.Get(address.Variable)
+			if other, ok := taken[addr]; ok && !strings.HasSuffix(addr, ":0") {
+				found = append(found, a.fail("addresses", "give each service a port of its own", "%s and %s have the same address %s", other, service, addr))
+			}
+			taken[addr] = service
 		}
-		taken[addr] = service
 	}
 	return found
 }

@@ -28,11 +28,7 @@ func only(services ...string) config.Doctor {
 	const nowhere = "127.0.0.1:1"
 	return config.Doctor{
 		Services: services, Timeout: 10 * time.Second,
-		Addresses: config.Addresses{IngestionAddr: nowhere, QueryAddr: nowhere, EventhandlerHealthAddr: nowhere, RelayHealthAddr: nowhere},
-		Databases: config.Databases{
-			IngestionDatabaseURL: "postgres://u:s3cret@" + nowhere + "/d", EventhandlerDatabaseURL: "postgres://u:s3cret@" + nowhere + "/d",
-			QueryDatabaseURL: "postgres://u:s3cret@" + nowhere + "/d",
-		},
+		Addresses: config.EveryAddress(nowhere), Databases: config.OneDatabase("postgres://u:s3cret@" + nowhere + "/d"),
 		Broker: config.Broker{RedpandaBrokers: []string{nowhere}, MQTTURL: "mqtt://" + nowhere},
 		Topics: config.Topics{TopicPartitions: 4, TopicRetention: time.Hour},
 	}
@@ -58,9 +54,9 @@ func finding(t *testing.T, r doctor.Report, check string) doctor.Finding {
 
 func TestADatabaseThatIsNotMigrated(t *testing.T) {
 	t.Parallel()
-	s := only(config.Ingestion, config.Eventhandler)
-	s.IngestionDatabaseURL, s.EventhandlerDatabaseURL = pgtest.URL(t), pgtest.URL(t)
-	db := stdlib.OpenDBFromPool(pgtest.Pool(t, s.EventhandlerDatabaseURL))
+	s := only(routers.Ingestion, routers.Eventhandler)
+	s.URLs = s.URLs.With("INGESTION_DATABASE_URL", pgtest.URL(t)).With("EVENTHANDLER_DATABASE_URL", pgtest.URL(t))
+	db := stdlib.OpenDBFromPool(pgtest.Pool(t, s.DatabaseOf(routers.Eventhandler)))
 	defer func() { require.NoError(t, db.Close()) }()
 	_, err := migrations.Up(t.Context(), db, "eventhandler")
 	require.NoError(t, err)
@@ -72,7 +68,7 @@ func TestADatabaseThatIsNotMigrated(t *testing.T) {
 	require.Equal(t, doctor.OK, finding(t, r, "ingestion oldest transaction").Status)
 
 	var tables int
-	require.NoError(t, pgtest.Pool(t, s.IngestionDatabaseURL).QueryRow(t.Context(),
+	require.NoError(t, pgtest.Pool(t, s.DatabaseOf(routers.Ingestion)).QueryRow(t.Context(),
 		`SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`).Scan(&tables))
 	require.Zero(t, tables, "it changes nothing")
 	_, err = db.Exec(`INSERT INTO goose_eventhandler (version_id, is_applied) VALUES (9000, true)`)
@@ -83,8 +79,8 @@ func TestADatabaseThatIsNotMigrated(t *testing.T) {
 func TestADatabaseThatIsFrozen(t *testing.T) {
 	t.Parallel()
 	pg := pgtest.Server(t)
-	s := only(config.Eventhandler)
-	s.EventhandlerDatabaseURL, s.Timeout = pg.URL(), time.Second
+	s := only(routers.Eventhandler)
+	s.URLs, s.Timeout = s.URLs.With("EVENTHANDLER_DATABASE_URL", pg.URL()), time.Second
 	pgtest.Freeze(t, pg)
 	r := doctor.Examine(t.Context(), s)
 	found := of(r, "database")
@@ -99,7 +95,7 @@ func TestTopicsThatAreNotAsTheyShouldBe(t *testing.T) {
 	bus, err := devstack.StartKafka(devstack.KafkaConfig{Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer bus.Close()
-	s := only(config.Eventhandler)
+	s := only(routers.Eventhandler)
 	s.RedpandaBrokers = []string{bus.Addr()}
 	client, err := kgo.NewClient(kgo.SeedBrokers(bus.Addr()))
 	require.NoError(t, err)
@@ -163,8 +159,8 @@ func TestWhatServicesSay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := only(config.Query)
-			s.QueryAddr = service(t, tc.health, tc.ledger)
+			s := only(routers.Query)
+			s.Listen = s.Listen.With("QUERY_ADDR", service(t, tc.health, tc.ledger))
 			f := finding(t, doctor.Examine(t.Context(), s), tc.check)
 			require.Equal(t, tc.status, f.Status, "%+v", f)
 			require.Contains(t, f.Detail, tc.detail)
@@ -174,7 +170,7 @@ func TestWhatServicesSay(t *testing.T) {
 
 func TestRunPrintsWhatToDoAndNoSecret(t *testing.T) {
 	t.Parallel()
-	s := only(config.Services()...)
+	s := only(routers.ServiceNames()...)
 	s.Timeout = 2 * time.Second
 	for _, s.JSON = range []bool{false, true} {
 		var out strings.Builder

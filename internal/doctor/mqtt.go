@@ -15,6 +15,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/tlsconf"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // wantedExpiry is the session expiry that ingestion asks for.
@@ -65,7 +66,7 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 
 // embedded tells whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.
 func embedded(ctx context.Context, s config.Doctor) bool {
-	_, body, err := get(ctx, s, s.IngestionAddr, "/health")
+	_, body, err := get(ctx, s, s.Of(routers.Ingestion), "/health")
 	if err != nil {
 		return false
 	}

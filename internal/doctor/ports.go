@@ -16,6 +16,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/tlsconf"
 	"github.com/cornjacket/platform-services/ledger"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // largest is more than any answer needs, in bytes.
@@ -28,9 +29,9 @@ func ports(s config.Doctor) []examination {
 			return []Finding{checkHealth(ctx, s, service, s.Of(service))}
 		}})
 	}
-	if slices.Contains(s.Services, config.Query) {
+	if slices.Contains(s.Services, routers.Query) {
 		all = append(all, examination{area: "ledger", check: "balance", look: func(ctx context.Context) []Finding {
-			return checkLedger(ctx, s, s.QueryAddr)
+			return checkLedger(ctx, s, s.Of(routers.Query))
 		}})
 	}
 	return all
@@ -53,8 +54,8 @@ func get(ctx context.Context, s config.Doctor, addr, path string) (int, []byte, 
 	if err != nil {
 		return 0, nil, fmt.Errorf("make request: %w", err)
 	}
-	if s.Token != "" {
-		request.Header.Set("Authorization", "Bearer "+s.Token)
+	if s.APIToken != "" {
+		request.Header.Set("Authorization", "Bearer "+s.APIToken)
 	}
 	response, err := (&http.Client{Transport: speak}).Do(request)
 	if err != nil {

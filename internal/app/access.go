@@ -17,18 +17,18 @@ import (
 	"github.com/cornjacket/platform-services/internal/tlsconf"
 )
 
-// doors are what all HTTP ports have in common: who may use them, and how they are spoken to.
-type doors struct {
+// access is what all HTTP ports have in common: who may use them, and how they are spoken to.
+type access struct {
 	cfg   config.Doors
 	guard *api.Guard
 	tls   *tls.Config // nil: plain HTTP
 	log   *slog.Logger
 }
 
-// openDoors reads what the doors are made of, before anything listens.
-func (p *platform) openDoors() error {
-	d := doors{cfg: p.cfg.Doors, log: p.log}
-	tokens, err := allTokens(d.cfg)
+// openAccess reads tokens and certificates, before anything listens.
+func (p *platform) openAccess() error {
+	a := access{cfg: p.cfg.Doors, log: p.log}
+	tokens, err := allTokens(a.cfg)
 	if err != nil {
 		return err
 	}
@@ -37,13 +37,13 @@ func (p *platform) openDoors() error {
 		Help: "HTTP requests that were turned away for want of a token, by reason",
 	}, []string{"reason"})
 	p.registry.MustRegister(denied)
-	d.guard = &api.Guard{Tokens: tokens, Denied: func(reason string) { denied.WithLabelValues(reason).Inc() }}
-	if d.cfg.TLSCertFile != "" {
-		if d.tls, err = tlsconf.Server(d.cfg.TLSCertFile, d.cfg.TLSKeyFile, p.log); err != nil {
+	a.guard = &api.Guard{Tokens: tokens, Denied: func(reason string) { denied.WithLabelValues(reason).Inc() }}
+	if a.cfg.TLSCertFile != "" {
+		if a.tls, err = tlsconf.Server(a.cfg.TLSCertFile, a.cfg.TLSKeyFile, p.log); err != nil {
 			return fmt.Errorf("TLS_CERT_FILE, TLS_KEY_FILE: %w", err)
 		}
 	}
-	p.doors = d
+	p.access = a
 	return nil
 }
 
@@ -75,21 +75,21 @@ func allTokens(cfg config.Doors) ([]api.Token, error) {
 }
 
 // listen takes the port of a service, whose address the variable names, and tells whether its requests need tokens.
-func (d *doors) listen(service, variable, addr string) (l net.Listener, guarded bool, err error) {
+func (a *access) listen(service, variable, addr string) (l net.Listener, guarded bool, err error) {
 	if l, err = net.Listen("tcp", addr); err != nil {
 		return nil, false, fmt.Errorf("%s: listen on %s: %w", service, addr, rootCause(err))
 	}
-	guarded = d.cfg.APIAuth == config.AuthOn || d.cfg.APIAuth != config.AuthOff && !loopback(l.Addr())
-	if guarded && len(d.guard.Tokens) == 0 {
+	guarded = a.cfg.APIAuth == config.AuthOn || a.cfg.APIAuth != config.AuthOff && !loopback(l.Addr())
+	if guarded && len(a.guard.Tokens) == 0 {
 		err := fmt.Errorf("API_TOKENS: is empty, and %s=%s is not loopback, where requests need a token; set API_TOKENS (platform token makes one), or API_AUTH=off to let everyone in",
 			variable, addr)
-		if d.cfg.APIAuth == config.AuthOn {
+		if a.cfg.APIAuth == config.AuthOn {
 			err = errors.New("API_TOKENS: there is no token, but API_AUTH=on asks for one on every port")
 		}
 		return nil, false, errors.Join(err, l.Close())
 	}
 	if !guarded && !loopback(l.Addr()) {
-		d.log.Warn("everyone who reaches this port is let in, without a token (API_AUTH=off)", "service", service, "address", addr)
+		a.log.Warn("everyone who reaches this port is let in, without a token (API_AUTH=off)", "service", service, "address", addr)
 	}
 	return l, guarded, nil
 }
@@ -100,21 +100,21 @@ func loopback(addr net.Addr) bool {
 }
 
 // protect puts the guard before a port where requests need tokens.
-func (d *doors) protect(guarded bool, next http.Handler) http.Handler {
+func (a *access) protect(guarded bool, next http.Handler) http.Handler {
 	if !guarded {
 		return next
 	}
-	return d.guard.Protect(next)
+	return a.guard.Protect(next)
 }
 
 // serve answers on a listener until the server is shut down or closed, which is no error.
-func (d *doors) serve(server *http.Server, l net.Listener) error {
-	limitConns(server, d.cfg.MaxConnections)
+func (a *access) serve(server *http.Server, l net.Listener) error {
+	limitConns(server, a.cfg.MaxConnections)
 	var err error
-	if d.tls == nil {
+	if a.tls == nil {
 		err = server.Serve(l)
 	} else {
-		server.TLSConfig = d.tls.Clone() // HTTP/2 is added to it
+		server.TLSConfig = a.tls.Clone() // HTTP/2 is added to it
 		err = server.ServeTLS(l, "", "")
 	}
 	if errors.Is(err, http.ErrServerClosed) {

@@ -12,13 +12,14 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/devstack"
 	"github.com/cornjacket/platform-services/internal/simulate"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 func devSettings(t *testing.T, dir string) config.Dev {
 	t.Helper()
 	cfg, err := config.DevDefaults()
 	require.NoError(t, err)
-	cfg.DataDir, cfg.Addresses = dir, freeAddresses
+	cfg.DataDir, cfg.Addresses = dir, config.EveryAddress(free)
 	cfg.PostgresAddr, cfg.KafkaAddr, cfg.MQTTAddr = free, free, free
 	cfg.TopicPartitions = 2
 	return cfg
@@ -88,10 +89,10 @@ func TestDev(t *testing.T) {
 func TestDevNamesEveryPortThatIsTaken(t *testing.T) {
 	t.Parallel()
 	cfg := devSettings(t, t.TempDir())
-	cfg.KafkaAddr, cfg.QueryAddr = taken(t), taken(t)
+	cfg.KafkaAddr, cfg.Listen = taken(t), cfg.Listen.With("QUERY_ADDR", taken(t))
 	err := Dev(t.Context(), cfg, printer(func(string) {}), quiet)
 	require.ErrorContains(t, err, cfg.KafkaAddr)
-	require.ErrorContains(t, err, cfg.QueryAddr)
+	require.ErrorContains(t, err, cfg.Of(routers.Query))
 	require.ErrorContains(t, err, "query")
 	require.NotContains(t, err.Error(), "\n")
 }

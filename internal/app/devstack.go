@@ -16,6 +16,7 @@ import (
 
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/devstack"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 // stackStop is the part of the shutdown timeout that is left for the development stack, which has what the services
@@ -59,9 +60,7 @@ func Dev(ctx context.Context, cfg config.Dev, out io.Writer, log *slog.Logger) (
 
 	run := config.Run{
 		Services: cfg.Services, Addresses: cfg.Addresses, Doors: cfg.Doors, Tuning: cfg.Tuning, Topics: cfg.Topics, Timeouts: cfg.Timeouts, Log: cfg.Log,
-		Databases: config.Databases{
-			IngestionDatabaseURL: postgres.URL(), EventhandlerDatabaseURL: postgres.URL(), QueryDatabaseURL: postgres.URL(),
-		},
+		Databases: config.OneDatabase(postgres.URL()),
 		Broker: config.Broker{
 			RedpandaBrokers: []string{bus.Addr()}, MQTTURL: "mqtt://" + cfg.MQTTAddr, EmbeddedMQTT: true, MQTTUsers: cfg.MQTTUsers,
 		},
@@ -121,9 +120,12 @@ func devPorts(cfg config.Dev) []devstack.Service {
 		{Name: "embedded Kafka API broker", Addr: cfg.KafkaAddr},
 		{Name: "embedded MQTT broker", Addr: cfg.MQTTAddr},
 	}
-	for _, service := range config.Services() {
-		if slices.Contains(cfg.Services, service) {
-			ports = append(ports, devstack.Service{Name: service, Addr: cfg.Of(service)})
+	for _, service := range routers.ServiceNames() {
+		if !slices.Contains(cfg.Services, service) {
+			continue
+		}
+		for _, a := range routers.ServiceOf(service).Addresses {
+			ports = append(ports, devstack.Service{Name: service, Addr: cfg.Listen.Get(a.Variable)})
 		}
 	}
 	return ports
@@ -142,24 +144,30 @@ func banner(cfg config.Dev, database, bus string, addrs map[string]string) strin
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	mqtt := cmp.Or(addrs["mqtt"], cfg.MQTTAddr)
 	host, port, _ := net.SplitHostPort(mqtt) // it was listened on
-	line("")
-	line("Cornjacket is running. Data is kept in %s (--fresh wipes it). Ctrl-C stops.", cfg.DataDir)
-	line("")
-	line("  MQTT        mqtt://%s", mqtt)
 	scheme := "http"
 	if cfg.TLSCertFile != "" {
 		scheme = "https"
 	}
-	line("  Ingestion   %s://%s/api/v1/events", scheme, addrs[config.Ingestion])
-	line("  Query       %s://%s/api/v1/projections/sensor_state", scheme, addrs[config.Query])
-	line("  Health      %s://%s/health (relay), %s://%s/health (event handler)", scheme, addrs[config.Relay], scheme, addrs[config.Eventhandler])
+	line("")
+	line("Cornjacket is running. Data is kept in %s (--fresh wipes it). Ctrl-C stops.", cfg.DataDir)
+	line("")
+	var health []string // of those without a line of their own
+	for _, s := range routers.Services() {
+		if addr := addrs[s.Name]; addr != "" && s.Name != routers.Ingestion && s.Name != routers.Query {
+			health = append(health, fmt.Sprintf("%s://%s/health (%s)", scheme, addr, strings.ToLower(s.Title)))
+		}
+	}
+	line("  MQTT        mqtt://%s", mqtt)
+	line("  Ingestion   %s://%s/api/v1/events", scheme, addrs[routers.Ingestion])
+	line("  Query       %s://%s/api/v1/projections/sensor_state", scheme, addrs[routers.Query])
+	line("  Health      %s", strings.Join(health, ", "))
 	line("  Kafka API   %s", bus)
 	line("  PostgreSQL  %s", database)
 	line("")
 	line("Try:")
 	line(`  mosquitto_pub -h %s -p %s -q 1 -t devices/device-001/events/sensor.reading -m '{"value":72.5,"unit":"fahrenheit"}'`, host, port)
-	line(`  curl -s -H 'Content-Type: application/json' %s://%s/api/v1/events -d '{"event_type":"sensor.reading","aggregate_id":"device-002","payload":{"value":21.5,"unit":"celsius"}}'`, scheme, addrs[config.Ingestion])
-	line(`  curl -s %s://%s/api/v1/projections/sensor_state/device-001`, scheme, addrs[config.Query])
+	line(`  curl -s -H 'Content-Type: application/json' %s://%s/api/v1/events -d '{"event_type":"sensor.reading","aggregate_id":"device-002","payload":{"value":21.5,"unit":"celsius"}}'`, scheme, addrs[routers.Ingestion])
+	line(`  curl -s %s://%s/api/v1/projections/sensor_state/device-001`, scheme, addrs[routers.Query])
 	line("")
 	return b.String()
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/internal/tlstest"
+	"github.com/cornjacket/platform-services/routers"
 )
 
 const everywhere = "0.0.0.0:0"
@@ -59,11 +60,11 @@ func TestTokensAreAskedForOffLoopback(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tokens")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "# operators\n\n%s\n", apiToken("o", "operate")), 0o600))
 	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
-	cfg.IngestionAddr, cfg.EventhandlerHealthAddr = everywhere, everywhere
+	cfg.Listen = cfg.Listen.With("INGESTION_ADDR", everywhere).With("EVENTHANDLER_HEALTH_ADDR", everywhere)
 	cfg.APITokens = []config.APIToken{apiToken("i", "ingest"), apiToken("ir", "ingest", "read")}
 	cfg.APITokensFile = file
 	p := start(t, cfg)
-	ingestion, eventhandler := "http://"+here(t, p.addrs[config.Ingestion]), "http://"+here(t, p.addrs[config.Eventhandler])
+	ingestion, eventhandler := "http://"+here(t, p.addrs[routers.Ingestion]), "http://"+here(t, p.addrs[routers.Eventhandler])
 	for _, c := range []struct {
 		request, token string
 		want           int
@@ -83,13 +84,13 @@ func TestTokensAreAskedForOffLoopback(t *testing.T) {
 		{"GET " + eventhandler + "/metrics", "", 401},
 		{"DELETE " + eventhandler + "/new", "ir", 403},
 		{"DELETE " + eventhandler + "/new", "o", 404},
-		{"GET http://" + p.addrs[config.Query] + "/api/v1/events", "", 200}, // on loopback
-		{"GET http://" + p.addrs[config.Relay] + "/metrics", "", 200},
+		{"GET http://" + p.addrs[routers.Query] + "/api/v1/events", "", 200}, // on loopback
+		{"GET http://" + p.addrs[routers.Relay] + "/metrics", "", 200},
 	} {
 		method, url, _ := strings.Cut(c.request, " ")
 		require.Equal(t, c.want, knock(t, client, method, url, c.token), "%s with %q", c.request, c.token)
 	}
-	resp, err := client.Get("http://" + p.addrs[config.Relay] + "/metrics")
+	resp, err := client.Get("http://" + p.addrs[routers.Relay] + "/metrics")
 	require.NoError(t, err)
 	text, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
@@ -105,13 +106,13 @@ func TestAPIAuthOnAndOff(t *testing.T) {
 	cfg := settings(t, database, brokers)
 	cfg.APIAuth, cfg.APITokens = config.AuthOn, []config.APIToken{apiToken("r", "read")}
 	p := start(t, cfg)
-	require.Equal(t, 401, knock(t, client, "GET", "http://"+p.addrs[config.Query]+"/api/v1/events", ""))
-	require.Equal(t, 200, knock(t, client, "GET", "http://"+p.addrs[config.Query]+"/api/v1/events", "r"))
+	require.Equal(t, 401, knock(t, client, "GET", "http://"+p.addrs[routers.Query]+"/api/v1/events", ""))
+	require.Equal(t, 200, knock(t, client, "GET", "http://"+p.addrs[routers.Query]+"/api/v1/events", "r"))
 	require.NoError(t, p.stop())
 
-	cfg.APIAuth, cfg.APITokens, cfg.QueryAddr = config.AuthOff, nil, everywhere
+	cfg.APIAuth, cfg.APITokens, cfg.Listen = config.AuthOff, nil, cfg.Listen.With("QUERY_ADDR", everywhere)
 	p = start(t, cfg)
-	require.Equal(t, 200, knock(t, client, "GET", "http://"+here(t, p.addrs[config.Query])+"/api/v1/events", ""))
+	require.Equal(t, 200, knock(t, client, "GET", "http://"+here(t, p.addrs[routers.Query])+"/api/v1/events", ""))
 }
 
 func TestDoorsThatCanNotBeOpened(t *testing.T) {
@@ -128,7 +129,7 @@ func TestDoorsThatCanNotBeOpened(t *testing.T) {
 		wants  []string
 	}{
 		"not loopback without tokens": {
-			func(c *config.Run) { c.QueryAddr = everywhere },
+			func(c *config.Run) { c.Listen = c.Listen.With("QUERY_ADDR", everywhere) },
 			[]string{"API_TOKENS: is empty, and QUERY_ADDR=0.0.0.0:0 is not loopback", "API_AUTH=off"},
 		},
 		"profiles not on loopback without tokens": {
@@ -174,7 +175,7 @@ func TestPortsSpeakTLS(t *testing.T) {
 	p := start(t, cfg)
 	for _, h2 := range []bool{false, true} {
 		secure := &http.Client{Timeout: soon, Transport: &http.Transport{DisableKeepAlives: !h2, TLSClientConfig: files.Client(t), ForceAttemptHTTP2: h2}}
-		for _, service := range config.Services() {
+		for _, service := range routers.ServiceNames() {
 			resp, err := secure.Get("https://" + p.addrs[service] + "/health")
 			require.NoError(t, err)
 			require.NoError(t, resp.Body.Close())
@@ -182,10 +183,10 @@ func TestPortsSpeakTLS(t *testing.T) {
 			require.Equal(t, h2, resp.ProtoMajor == 2)
 			require.GreaterOrEqual(t, int(resp.TLS.Version), 0x0303)
 		}
-		require.Equal(t, http.StatusAccepted, knock(t, secure, "POST", "https://"+p.addrs[config.Ingestion]+"/api/v1/events", ""))
+		require.Equal(t, http.StatusAccepted, knock(t, secure, "POST", "https://"+p.addrs[routers.Ingestion]+"/api/v1/events", ""))
 		secure.CloseIdleConnections()
 	}
-	require.Equal(t, http.StatusBadRequest, knock(t, client, "GET", "http://"+p.addrs[config.Query]+"/health", ""), "nothing is answered in the clear")
+	require.Equal(t, http.StatusBadRequest, knock(t, client, "GET", "http://"+p.addrs[routers.Query]+"/health", ""), "nothing is answered in the clear")
 	require.NoError(t, p.stop())
 }
 
@@ -194,7 +195,7 @@ func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) {
 	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
 	cfg.MaxConnections = 3
 	p := start(t, cfg)
-	addr := p.addrs[config.Query]
+	addr := p.addrs[routers.Query]
 	dial := func() net.Conn {
 		conn, err := net.Dial("tcp", addr)
 		require.NoError(t, err)

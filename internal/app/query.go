@@ -1,0 +1,109 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/ledger"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
+	"github.com/cornjacket/platform-services/routers"
+	"github.com/cornjacket/platform-services/store"
+)
+
+// buildQuery starts what answers questions, once the tables that it reads are there.
+func buildQuery(ctx context.Context, s *service) error {
+	projections, err := s.owner(ctx, "projections", s.cfg.DatabaseOf(routers.Eventhandler))
+	if err != nil {
+		return err
+	}
+	events, err := s.owner(ctx, "event_store", s.cfg.DatabaseOf(routers.Ingestion))
+	if err != nil {
+		return err
+	}
+	reader := store.NewReader(projections, events)
+	mount := func(mux *http.ServeMux) {
+		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: s.log, Version: Version})
+		api.MountLedger(a, api.LedgerConfig{Accounts: s.accounts(events, projections), Log: s.log})
+	}
+	checks := []health.Check{postgresCheck(projections)}
+	if events != projections {
+		log := postgresCheck(events)
+		log.Name = "postgres_events"
+		checks = append(checks, log)
+	}
+	return s.parts.start(ctx, routers.Query, apiOn{s.port(routers.Query), mount}, s.checks(routers.Query, checks...))
+}
+
+// owner returns a pool on the database that has a table: QUERY_DATABASE_URL, which may be a replica, or else that of
+// the service that owns the table. It waits for the table, which another process may be about to create.
+func (p *platform) owner(ctx context.Context, table, ownerURL string) (*pgxpool.Pool, error) {
+	const conns, timeout = 8, 10 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.StartupTimeout)
+	defer cancel()
+	for {
+		var last error
+		for _, url := range []string{p.cfg.DatabaseOf(routers.Query), ownerURL} {
+			pool, err := p.pool(url, "query", conns, timeout)
+			if err != nil {
+				return nil, fmt.Errorf("QUERY_DATABASE_URL: %w", err)
+			}
+			found, err := store.Tables(ctx, pool, table)
+			if found {
+				return pool, nil
+			}
+			last = err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return nil, ctx.Err()
+			}
+			if last == nil {
+				last = errors.New("no such table")
+			}
+			return nil, fmt.Errorf("query: table %s is neither in the database of QUERY_DATABASE_URL nor in that of its owner: %w", table, last)
+		}
+	}
+}
+
+// apiAccounts tells the query API where events are.
+type apiAccounts struct {
+	*ledger.Reader
+	*ledger.Journeys
+}
+
+func (p *platform) accounts(events, projections *pgxpool.Pool) apiAccounts {
+	consumers := []ledger.Consumer{projector(projections)}
+	return apiAccounts{
+		ledger.NewReader(events, consumers, p.now),
+		ledger.NewJourneys(events, consumers, kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Log: p.log})),
+	}
+}
+
+// projector is the event handler as a consumer of events.
+func projector(pool *pgxpool.Pool) ledger.Consumer {
+	c := ledger.Consumer{Name: routers.Eventhandler, Pool: pool}
+	for _, p := range routers.Projections() {
+		if !slices.Contains(c.Topics, p.Topic) {
+			c.Topics = append(c.Topics, p.Topic)
+		}
+	}
+	c.Projections = func(eventType string) (types []string) {
+		for _, p := range routers.Projections() {
+			if p.Applies(eventType) {
+				types = append(types, p.Type)
+			}
+		}
+		return types
+	}
+	return c
+}

@@ -1,0 +1,94 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
+	"github.com/cornjacket/platform-services/pubsub/outbox"
+	"github.com/cornjacket/platform-services/routers"
+	"github.com/cornjacket/platform-services/store"
+)
+
+// buildRelay starts what carries events from the outbox to the bus, and the dead letters of its database with them.
+func buildRelay(ctx context.Context, s *service) error {
+	pool, err := s.ingestionPool()
+	if err != nil {
+		return err
+	}
+	pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: s.cfg.RedpandaBrokers, Security: s.bus, Log: s.log})
+	if err != nil {
+		return fmt.Errorf("REDPANDA_BROKERS: %w", err)
+	}
+	letters := store.NewDeadLetters(pool)
+	man, publisher := s.postman(letters, routers.DeadLetterConsumers(routers.Ingestion)...)
+	if err := s.parts.start(ctx, "clients of the bus", onStop(pub.Shutdown), publisher); err != nil {
+		return err
+	}
+	cfg := outbox.SubscriberConfig{Window: s.cfg.Window, MaxBatch: s.cfg.BatchSize, Log: s.log}
+	if s.outbox.in != nil {
+		cfg.Ignore = s.outbox.in.ID()
+	}
+	sub := outbox.NewSubscriber(pool, cfg)
+	s.wake.relay, s.wake.letter = sub, man
+	watched := &watchedLetters{DeadLetterStore: letters, now: s.now}
+	router, err := routers.NewRelay(routers.RelayConfig{
+		Stack: s.stack(), Subscriber: sub, Publisher: pub, Letters: watched, Added: s.wake.letters, Now: s.now,
+	})
+	if err != nil {
+		return err
+	}
+	return s.parts.start(ctx, routers.Relay, s.routing(router, nil),
+		s.checks(routers.Relay, relayCheck(sub, s.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, s.cfg.HandlerTimeout, s.now), watched.check(),
+			relayLag(sub, s.lag, s.cfg.HandlerTimeout, s.now)))
+}
+
+// relayCheck reads the relay's own round trips: it makes one a second, so that it needs no ping beside.
+func relayCheck(sub *outbox.Subscriber, now func() time.Time) health.Check {
+	const silent = 3 * time.Second
+	return health.Check{Name: "postgres", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
+		s := sub.State()
+		d := health.Details{"leading": s.Leading}
+		if s.Leading {
+			d["position"], d["published"] = s.Sequenced, sub.Published()
+		}
+		switch {
+		case s.Err != nil:
+			return d, fmt.Errorf("postgres: %w", rootCause(s.Err))
+		case s.LastRound.IsZero():
+			return d, errors.New("not connected yet")
+		case now().Sub(s.LastRound) > silent && sub.Oldest().IsZero(): // while the window is full it makes none
+			return d, fmt.Errorf("postgres does not answer for %s", now().Sub(s.LastRound).Round(100*time.Millisecond))
+		}
+		return d, nil
+	}}
+}
+
+// relayLag tells how far the active relay is behind, and fails when it does not move.
+func relayLag(sub *outbox.Subscriber, gauges *lagGauges, timeout time.Duration, now func() time.Time) health.Check {
+	s := &stall{patience: timeout + stallMargin, now: now}
+	return health.Check{Name: "relay", Every: time.Second, Probe: func(ctx context.Context) (health.Details, error) {
+		if !sub.State().Leading {
+			gauges.set(routers.Relay, false, 0, 0)
+			s.since = time.Time{}
+			return health.Details{"leading": false}, nil
+		}
+		lag, err := sub.Lag(ctx)
+		if err != nil { // the check of the database says so
+			gauges.set(routers.Relay, false, 0, 0)
+			s.since = time.Time{}
+			return health.Details{"leading": true, "lag": "unknown"}, nil
+		}
+		events, seconds := lag.Outbox+lag.Log, age(lag.Oldest, now())
+		gauges.set(routers.Relay, true, events, seconds)
+		d := health.Details{"leading": true, "lag_events": events, "lag_seconds": seconds, "outbox_events": lag.Outbox}
+		if lag.AtLeast {
+			d["lag_is_at_least"] = true
+		}
+		_, err = s.look(events, sub.Published())
+		return d, err
+	}}
+}
