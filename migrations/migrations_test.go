@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,9 +27,12 @@ const (
 
 // owned are the tables of each service, without those of goose.
 var owned = map[string][]string{
-	ingestion:    {"outbox", "event_store", "relay_cursor", "dlq", "dlq_replays", "dlq_replay_items"},
-	eventhandler: {"projections", "dlq", "dlq_replays", "dlq_replay_items"},
+	ingestion:    {"outbox", "event_store", "relay_cursor"},
+	eventhandler: {"projections"},
 }
+
+// shared are the tables that each owner's database has.
+var shared = []string{"dlq", "dlq_replays", "dlq_replay_letters", "goose_common"}
 
 func open(t *testing.T, url string) *sql.DB {
 	t.Helper()
@@ -51,16 +55,23 @@ func up(t *testing.T, db *sql.DB, service string, want int) {
 	require.Equal(t, want, n)
 }
 
-// filesOf returns the names of a service's migrations, in their order.
-func filesOf(t *testing.T, service string) []string {
+// filesOf returns the paths of the migrations in folders, in their order.
+func filesOf(t *testing.T, folders ...string) []string {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(service, "*.sql"))
-	require.NoError(t, err)
-	require.NotEmpty(t, paths)
-	for i := range paths {
-		paths[i] = filepath.Base(paths[i])
+	var paths []string
+	for _, folder := range folders {
+		found, err := filepath.Glob(filepath.Join(folder, "*.sql"))
+		require.NoError(t, err)
+		require.NotEmpty(t, found)
+		paths = append(paths, found...)
 	}
 	return paths
+}
+
+// all returns the number of migrations in folders.
+func all(t *testing.T, folders ...string) int {
+	t.Helper()
+	return len(filesOf(t, folders...))
 }
 
 func count(t *testing.T, db *sql.DB, query string) int {
@@ -78,9 +89,9 @@ func TestUpCreatesTheTablesOfOneService(t *testing.T) {
 		t.Run(service, func(t *testing.T) {
 			t.Parallel()
 			db := open(t, "")
-			up(t, db, service, len(filesOf(t, service)))
+			up(t, db, service, all(t, "common", service))
 			up(t, db, service, 0)
-			for _, table := range append(tables, "goose_"+service) {
+			for _, table := range slices.Concat(tables, shared, []string{"goose_" + service}) {
 				require.True(t, exists(t, db, table), table)
 			}
 			for other, theirs := range owned {
@@ -121,46 +132,15 @@ func TestUpConcurrently(t *testing.T) {
 			for n := range applied {
 				total += n
 			}
-			require.Equal(t, len(filesOf(t, ingestion))+len(filesOf(t, eventhandler)), total, "each migration is applied by one of them")
+			require.Equal(t, databases*all(t, "common")+all(t, ingestion, eventhandler), total, "each migration is applied by one of them")
 			for service, tables := range owned {
 				db := open(t, urls[service])
-				for _, table := range tables {
+				for _, table := range slices.Concat(tables, shared) {
 					require.True(t, exists(t, db, table), table)
 				}
-				require.Equal(t, len(filesOf(t, service)), count(t, db, `SELECT count(*) FROM goose_`+service+` WHERE version_id > 0`))
+				require.Equal(t, all(t, service), count(t, db, `SELECT count(*) FROM goose_`+service+` WHERE version_id > 0`))
 			}
 		})
-	}
-}
-
-// The dead letter table is the same whoever creates it, so that services can share a database in any order.
-func TestDeadLettersHaveTheSameTableFromEachService(t *testing.T) {
-	t.Parallel()
-	var shapes [][]string
-	for _, service := range migrations.Services() {
-		db := open(t, "")
-		up(t, db, service, len(filesOf(t, service)))
-		rows, err := db.Query(`
-			SELECT column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '-')
-			FROM information_schema.columns WHERE table_name IN ('dlq', 'dlq_replays', 'dlq_replay_items')
-			UNION ALL SELECT indexdef FROM pg_indexes WHERE tablename IN ('dlq', 'dlq_replays', 'dlq_replay_items')
-			UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint
-				WHERE conrelid IN ('dlq'::regclass, 'dlq_replays'::regclass, 'dlq_replay_items'::regclass)
-			ORDER BY 1`)
-		require.NoError(t, err)
-		defer func() { _ = rows.Close() }()
-		var shape []string
-		for rows.Next() {
-			var line string
-			require.NoError(t, rows.Scan(&line))
-			shape = append(shape, line)
-		}
-		require.NoError(t, rows.Err())
-		require.Greater(t, len(shape), 15)
-		shapes = append(shapes, shape)
-	}
-	for _, shape := range shapes[1:] {
-		require.Equal(t, shapes[0], shape)
 	}
 }
 
@@ -168,9 +148,9 @@ func TestList(t *testing.T) {
 	t.Parallel()
 	db := open(t, "")
 	list := func(service string) (names []string, applied int) {
-		all, err := migrations.List(t.Context(), db, service)
+		list, err := migrations.List(t.Context(), db, service)
 		require.NoError(t, err)
-		for _, m := range all {
+		for _, m := range list {
 			require.Equal(t, service, m.Service)
 			names = append(names, m.Name)
 			if m.Applied {
@@ -181,14 +161,14 @@ func TestList(t *testing.T) {
 	}
 	for _, service := range migrations.Services() {
 		names, applied := list(service)
-		require.Equal(t, filesOf(t, service), names)
+		require.Equal(t, filesOf(t, "common", service), names)
 		require.Zero(t, applied)
 	}
-	up(t, db, ingestion, len(filesOf(t, ingestion)))
+	up(t, db, ingestion, all(t, "common", ingestion))
 	names, applied := list(ingestion)
 	require.Len(t, names, applied)
 	_, applied = list(eventhandler)
-	require.Zero(t, applied, "the other service's is not touched")
+	require.Equal(t, all(t, "common"), applied, "the other service's is not touched")
 }
 
 func TestResetLeavesOtherServicesAlone(t *testing.T) {
@@ -197,8 +177,8 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 		t.Run(service, func(t *testing.T) {
 			t.Parallel()
 			db := open(t, "")
-			up(t, db, ingestion, len(filesOf(t, ingestion)))
-			up(t, db, eventhandler, len(filesOf(t, eventhandler)))
+			up(t, db, ingestion, all(t, "common", ingestion))
+			up(t, db, eventhandler, all(t, eventhandler))
 			for _, consumer := range []string{"ingestion", "relay", "eventhandler"} {
 				_, err := db.Exec(addLetter, consumer)
 				require.NoError(t, err)
@@ -209,11 +189,11 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 			}
 			n, err := migrations.Reset(t.Context(), db, service)
 			require.NoError(t, err)
-			require.Equal(t, len(filesOf(t, service)), n)
+			require.Equal(t, all(t, service), n)
 			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replays WHERE service = '`+other+`'`))
 			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replays`))
 			require.False(t, exists(t, db, owned[service][0]))
-			for _, table := range owned[other] {
+			for _, table := range slices.Concat(owned[other], shared) {
 				require.True(t, exists(t, db, table), table)
 			}
 			if service == ingestion {
@@ -224,7 +204,7 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 				require.Equal(t, 2, count(t, db, `SELECT count(*) FROM dlq`))
 			}
 			up(t, db, other, 0)
-			up(t, db, service, len(filesOf(t, service)))
+			up(t, db, service, all(t, service))
 		})
 	}
 }
@@ -237,10 +217,13 @@ func TestUpResetUp(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, n, "nothing to undo")
 	}
-	for range 2 {
-		for _, service := range migrations.Services() {
-			up(t, db, service, len(filesOf(t, service)))
+	for round := range 2 {
+		if round == 0 {
+			up(t, db, ingestion, all(t, "common", ingestion))
+		} else {
+			up(t, db, ingestion, all(t, ingestion))
 		}
+		up(t, db, eventhandler, all(t, eventhandler))
 		_, err := db.Exec(`INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
 			VALUES (gen_random_uuid(), 'a.b', 'x', now(), now(), '{}', '{}')`)
 		require.NoError(t, err)
@@ -249,7 +232,7 @@ func TestUpResetUp(t *testing.T) {
 		for _, service := range migrations.Services() {
 			n, err := migrations.Reset(t.Context(), db, service)
 			require.NoError(t, err)
-			require.Equal(t, len(filesOf(t, service)), n)
+			require.Equal(t, all(t, service), n)
 		}
 	}
 }
@@ -263,11 +246,11 @@ func TestAnUnknownServiceIsAnError(t *testing.T) {
 func TestErrorsNameTheService(t *testing.T) {
 	t.Parallel()
 	db := open(t, "")
-	_, err := db.Exec(`CREATE TABLE projections (x int)`) // somebody else's
+	_, err := db.Exec(`CREATE TABLE consumer_counts (x int)`) // somebody else's
 	require.NoError(t, err)
 	_, err = migrations.Up(t.Context(), db, eventhandler)
 	require.ErrorContains(t, err, "migrate eventhandler")
-	require.False(t, exists(t, db, "dlq"), "a migration is applied as a whole or not at all")
+	require.False(t, exists(t, db, "projections"), "a migration is applied as a whole or not at all")
 }
 
 func TestEveryFileGoesUpAndDown(t *testing.T) {
@@ -289,9 +272,9 @@ func TestEveryFileGoesUpAndDown(t *testing.T) {
 		seen[service] = true
 		return nil
 	}))
-	for _, service := range migrations.Services() {
-		require.True(t, seen[service], service)
-		delete(seen, service)
+	for _, folder := range append(migrations.Services(), migrations.Common) {
+		require.True(t, seen[folder], folder)
+		delete(seen, folder)
 	}
 	require.Empty(t, seen, "folders that Services does not know")
 }

@@ -85,7 +85,7 @@ func eventhandler(t *testing.T, pool *pgxpool.Pool, brokers, group string, proje
 	sub := kafka.NewSubscriber(kafka.SubscriberConfig{Brokers: []string{brokers}, Group: group, Window: 100})
 	r, err := NewEventhandler(EventhandlerConfig{
 		Stack: stack(), Subscriber: sub, Store: store.NewProjections(pool), Projections: projections,
-		Letters: store.NewDeadLetters(pool), Now: func() time.Time { return t0 }, MaxBatch: 20,
+		Letters: deadletter.Writer{DB: pool}, Now: func() time.Time { return t0 }, MaxBatch: 20,
 	})
 	require.NoError(t, err)
 	ended := make(chan error, 1)
@@ -111,7 +111,7 @@ func projected(t *testing.T, pool *pgxpool.Pool, projectionType, aggregate strin
 
 func letters(t *testing.T, pool *pgxpool.Pool) []deadletter.Entry {
 	t.Helper()
-	list, err := store.NewDeadLetters(pool).Unpublished(t.Context(), []string{Eventhandler}, 100)
+	list, err := deadletter.Unpublished(t.Context(), pool, []string{Eventhandler}, 100, 1<<20)
 	require.NoError(t, err)
 	return list
 }
@@ -233,9 +233,12 @@ func TestAPoisonEventIsADeadLetterAloneAndReachesTheBus(t *testing.T) {
 	}
 	stop()
 
-	man := (&Postman{Mailbox: store.NewDeadLetters(pool), Consumers: []string{Eventhandler}, Publisher: pub,
-		Now: time.Now, Log: quiet, Poll: time.Hour}).Init()
-	work(t, man)
+	letterPublisher := deadletter.NewPublisher(deadletter.PublisherConfig{DB: pool, Consumers: []string{Eventhandler}, Bus: pub, Log: quiet})
+	ctx, cancel := context.WithCancel(t.Context())
+	var publishing sync.WaitGroup
+	defer publishing.Wait()
+	defer cancel()
+	publishing.Go(func() { letterPublisher.Run(ctx) })
 	records := consume(t, brokers, "sensor-events.dlq", 3)
 	for _, l := range list {
 		r := records[l.ID.String()]

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,56 +15,70 @@ import (
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/internal/config"
-	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
 
-// lettersPool has connections of its own, so that a bulk replay takes none from the flow.
-func (p *platform) lettersPool(url string) (*pgxpool.Pool, error) {
-	return p.pool(url, "deadletters", 4, 10*time.Second)
-}
-
-// desk is what a service needs for its dead letters: the API's side, and what goes on in the background.
-type desk struct {
-	letters  deskLetters
-	replayer *routers.Replayer
-	check    health.Check
-}
-
-// deadLetters builds the desk of a service, and starts to run its bulk replays.
-func (p *platform) deadLetters(service, url string, consumers map[string]store.Apply) (*desk, error) {
-	pool, err := p.lettersPool(url)
+// deadLetters opens the dead letters of a service, and starts to work on their bulk replays.
+func (p *platform) deadLetters(service, url string, consumers map[string]deadletter.Apply) (*deadletter.Store, error) {
+	// Connections of its own, so that a bulk replay takes none from the flow. An instance that is frozen or cut off in the
+	// middle of a replay loses its session, and with it what it holds.
+	pool, err := p.poolWith(url, store.PoolConfig{
+		Name: "deadletters", MaxConns: 4, StatementTimeout: 10 * time.Second, Settings: map[string]string{"idle_in_transaction_session_timeout": "10s"},
+	})
 	if err != nil {
 		return nil, err
 	}
-	letters := store.NewLetters(pool, service, consumers)
-	d := &desk{letters: deskLetters{Letters: letters}, check: p.pendingCheck(letters)}
-	d.replayer = (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
-	d.letters.started = d.replayer.Wake
+	letters := deadletter.NewStore(pool, service, consumers)
+	p.inBackground(stageDoors, "bulk replays of "+service, func(ctx context.Context) { letters.RunReplays(ctx, p.log.With("service", service)) })
+	return letters, nil
+}
+
+// inBackground runs f until the program stops or has come to a stage of its stop.
+func (p *platform) inBackground(stage int, name string, f func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	done := make(chan struct{})
 	p.background.Go(func() {
 		defer close(done)
-		d.replayer.Run(ctx)
+		f(ctx)
 	})
-	p.onStop(stageDoors, "bulk replays of "+service, func(context.Context) error {
+	p.onStop(stage, name, func(context.Context) error {
 		cancel()
 		<-done
 		return nil
 	})
-	return d, nil
 }
 
-func (d *desk) config(consumers ...string) api.DeadLettersConfig {
-	return api.DeadLettersConfig{Consumers: consumers, Reader: d.letters, Mender: d.letters, Replays: d.letters}
+// deadLetterPublisher publishes the dead letters of some consumers. It has a client of its own: a dead letter that the bus
+// does not take holds up no event.
+func (p *platform) deadLetterPublisher(pool *pgxpool.Pool, consumers ...string) (*deadletter.Publisher, error) {
+	bus, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.clients.bus, Log: p.log})
+	if err != nil {
+		return nil, fmt.Errorf("REDPANDA_BROKERS: %w", err)
+	}
+	pub := deadletter.NewPublisher(deadletter.PublisherConfig{DB: pool, Consumers: consumers, Bus: bus, Log: p.log})
+	topics := p.topics()
+	p.inBackground(stageClients, "dead letter publisher", func(ctx context.Context) {
+		select {
+		case <-topics:
+			pub.Run(ctx)
+		case <-ctx.Done():
+		}
+		_ = bus.Shutdown(ctx) // what is still on its way is not waited for: it is in the table, and is published again
+	})
+	return pub, nil
 }
 
-// ingestionDesk is the desk for what ingestion and the relay could not handle.
-func (p *platform) ingestionDesk() (*desk, error) {
-	into := func(read func(*deadletter.Letter) (event.Envelope, error), position func(*deadletter.Letter) int64) store.Apply {
+func lettersConfig(letters *deadletter.Store, consumers ...string) api.DeadLettersConfig {
+	return api.DeadLettersConfig{Consumers: consumers, Reader: letters, Mender: letters, Replays: letters}
+}
+
+// ingestionLetters are what ingestion and the relay could not handle.
+func (p *platform) ingestionLetters() (*deadletter.Store, error) {
+	into := func(read func(*deadletter.Letter) (event.Envelope, error), position func(*deadletter.Letter) int64) deadletter.Apply {
 		return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 			e, err := read(l)
 			if err != nil {
@@ -74,28 +87,28 @@ func (p *platform) ingestionDesk() (*desk, error) {
 			return e.ID, "", outbox.Requeue(ctx, tx, &e, position(l))
 		}
 	}
-	return p.deadLetters(config.Ingestion, p.cfg.IngestionDatabaseURL, map[string]store.Apply{
+	return p.deadLetters(config.Ingestion, p.cfg.IngestionDatabaseURL, map[string]deadletter.Apply{
 		routers.Ingestion: into(routers.ReplayIngestion, func(*deadletter.Letter) int64 { return 0 }),
 		routers.Relay:     into(routers.ReplayRelay, func(l *deadletter.Letter) int64 { return l.Position }),
 	})
 }
 
-// eventhandlerDesk is the desk for what the event handler could not apply.
-func (p *platform) eventhandlerDesk(projections []handlers.Projection) (*desk, error) {
-	return p.deadLetters(config.Eventhandler, p.cfg.EventhandlerDatabaseURL, map[string]store.Apply{
+// eventhandlerLetters are what the event handler could not apply.
+func (p *platform) eventhandlerLetters(projections []handlers.Projection) (*deadletter.Store, error) {
+	return p.deadLetters(config.Eventhandler, p.cfg.EventhandlerDatabaseURL, map[string]deadletter.Apply{
 		routers.Eventhandler: applyToProjections(projections),
 	})
 }
 
 // applyToProjections applies an event to its projections unless another letter of the same event has done that.
-func applyToProjections(projections []handlers.Projection) store.Apply {
+func applyToProjections(projections []handlers.Projection) deadletter.Apply {
 	return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 		again, err := routers.ReplayEventhandler(l, projections)
 		if err != nil {
 			return uuid.Nil, "", err
 		}
 		id := again.Event.ID
-		other, err := store.ReplayedBefore(ctx, tx, routers.Eventhandler, id, l.ID)
+		other, err := deadletter.ReplayedBefore(ctx, tx, routers.Eventhandler, id, l.ID)
 		if err != nil {
 			return uuid.Nil, "", err
 		}
@@ -106,50 +119,9 @@ func applyToProjections(projections []handlers.Projection) store.Apply {
 	}
 }
 
-// deskLetters are the dead letters of a service for the API.
-type deskLetters struct {
-	*store.Letters
-	started func() // told of each new bulk replay
-}
-
-func (d deskLetters) StartReplay(ctx context.Context, f deadletter.Filter, rate float64) (deadletter.Replay, error) {
-	v, err := d.Letters.StartReplay(ctx, newID(), f, rate)
-	if err == nil {
-		d.started()
-	}
-	return v, err
-}
-
-// replayQueue holds the bulk replays of a service for who runs them.
-type replayQueue struct{ letters *store.Letters }
-
-func (q replayQueue) ClaimReplay(ctx context.Context, runner uuid.UUID) (deadletter.Replay, bool, error) {
-	r, err := q.letters.ClaimReplay(ctx, runner)
-	if errors.Is(err, fault.ErrNotFound) {
-		return r, false, nil
-	}
-	return r, err == nil, err
-}
-
-func (q replayQueue) RunReplay(ctx context.Context, id, runner uuid.UUID) (bool, error) {
-	done, err := q.letters.RunReplay(ctx, id, runner)
-	return done, lost(err)
-}
-
-func (q replayQueue) HoldReplay(ctx context.Context, id, runner uuid.UUID, keep bool) error {
-	return lost(q.letters.HoldReplay(ctx, id, runner, keep))
-}
-
-func lost(err error) error {
-	if errors.Is(err, store.ErrLost) {
-		return fmt.Errorf("%w: %w", routers.ErrReplayLost, err)
-	}
-	return err
-}
-
 // pendingCheck counts the pending dead letters in the background, for /health and /metrics. It never fails: dead letters
 // are for people to look at, and do not make a service unready.
-func (p *platform) pendingCheck(letters *store.Letters) health.Check {
+func (p *platform) pendingCheck(letters *deadletter.Store) health.Check {
 	gauge := p.pendingLetters()
 	var known map[string]int64
 	var next time.Time

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
@@ -42,29 +43,6 @@ func (p *platform) topics() <-chan struct{} {
 		})
 	}
 	return p.topicsExist
-}
-
-// postman publishes the dead letters of some consumers.
-func (p *platform) postman(letters *store.DeadLetters, consumers ...string) *routers.Postman {
-	pub := &lazyPublisher{brokers: p.cfg.RedpandaBrokers, security: p.clients.bus, log: p.log}
-	man := (&routers.Postman{Mailbox: letters, Consumers: consumers, Publisher: pub, Now: p.now, Log: p.log}).Init()
-	ctx, cancel := context.WithCancel(p.ctx)
-	done := make(chan struct{})
-	topics := p.topics()
-	p.background.Go(func() {
-		defer close(done)
-		select {
-		case <-topics:
-			man.Run(ctx)
-		case <-ctx.Done():
-		}
-	})
-	p.onStop(stageClients, "dead letter publisher", func(context.Context) error {
-		cancel()
-		<-done
-		return pub.Close()
-	})
-	return man
 }
 
 func (p *platform) startQuery(ctx context.Context) error {
@@ -145,19 +123,21 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 		Brokers: p.cfg.RedpandaBrokers, Group: routers.Eventhandler, Window: p.cfg.Window, Log: p.log,
 		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot), Security: p.clients.bus,
 	})
-	letters := store.NewDeadLetters(pool)
-	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
-	man := p.postman(letters, routers.Eventhandler)
+	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: p.now}
+	pub, err := p.deadLetterPublisher(pool, routers.Eventhandler)
+	if err != nil {
+		return err
+	}
 	flushes := &flushLog{what: "projections", log: p.log, now: p.now}
 	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
-		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: watched, Added: man.Wake,
+		Stack: p.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: watched, Added: pub.Wake,
 		Now: p.now, MaxBatch: 8 * p.cfg.BatchSize, OnFlush: flushes.note,
 	})
 	if err != nil {
 		return err
 	}
 	p.onStop(stageFlow, "event handler", router.Close)
-	desk, err := p.eventhandlerDesk(nil)
+	letters, err := p.eventhandlerLetters(nil)
 	if err != nil {
 		return err
 	}
@@ -166,10 +146,10 @@ func (p *platform) startEventhandler(ctx context.Context) error {
 	p.serve(port, func(mux *http.ServeMux) {
 		api.NewDeadLetters(mux, p.log, api.Info{
 			Title: "Cornjacket event handler", Description: "Dead letters of the event handler.", Version: Version,
-		}, desk.config(routers.Eventhandler))
+		}, lettersConfig(letters, routers.Eventhandler))
 	})
 	p.onStop(stageFlow, "event handler API", port.stopTaking)
-	p.watch(port, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
+	p.watch(port, p.pendingCheck(letters), postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, p.cfg.HandlerTimeout, p.now),
 		flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
 		consumerLag(routers.Eventhandler, sub, p.lag, p.cfg.HandlerTimeout, p.now))
 	p.background.Go(func() {
@@ -223,7 +203,7 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 // waker carries wake-ups between ingestion and a relay in the same process; without one they go nowhere.
 type waker struct {
 	relay  *outbox.Subscriber
-	letter *routers.Postman
+	letter *deadletter.Publisher
 }
 
 func (w *waker) events() {
@@ -252,9 +232,12 @@ func (p *platform) startRelay(pool *pgxpool.Pool, in *outbox.Publisher, wake *wa
 		cfg.Ignore = in.ID()
 	}
 	sub := outbox.NewSubscriber(pool, cfg)
-	letters := store.NewDeadLetters(pool)
-	watched := &watchedLetters{DeadLetterStore: letters, now: p.now}
-	wake.relay, wake.letter = sub, p.postman(letters, routers.Ingestion, routers.Relay)
+	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: p.now}
+	letters, err := p.deadLetterPublisher(pool, routers.Ingestion, routers.Relay)
+	if err != nil {
+		return err
+	}
+	wake.relay, wake.letter = sub, letters
 	router, err := routers.NewRelay(routers.RelayConfig{
 		Stack: p.stack(), Subscriber: sub, Publisher: pub, Letters: watched, Added: wake.letters, Now: p.now,
 	})
@@ -274,7 +257,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	if err != nil {
 		return err
 	}
-	watched := &watchedLetters{DeadLetterStore: store.NewDeadLetters(pool), now: p.now}
+	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: p.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
 		Stack: p.stack(), Subscriber: source, Store: in, Letters: watched, Added: wake.letters,
 		Now: p.now, NewID: newID,
@@ -282,7 +265,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	if err != nil {
 		return err
 	}
-	desk, err := p.ingestionDesk()
+	letters, err := p.ingestionLetters()
 	if err != nil {
 		return err
 	}
@@ -291,13 +274,13 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 		a := api.MountIngestion(mux, api.IngestionConfig{
 			Ingester: in, Now: p.now, NewID: newID, Log: p.log, Version: Version,
 		})
-		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
+		api.MountDeadLetters(a, lettersConfig(letters, routers.Ingestion, routers.Relay))
 	})
 	oldest := func() time.Time { return time.Time{} }
 	if s, ok := source.(*mqtt.Subscriber); ok {
 		oldest = s.Oldest
 	}
-	p.watch(port, desk.check, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+	p.watch(port, p.pendingCheck(letters), postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
 		flushes.check(func() bool { return in.Queued() > 0 }), watched.check(),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()

@@ -33,9 +33,9 @@ var rules = []rule{
 	{folder: "pubsub/*", own: []string{"event", "internal/fault", "ledger", "pubsub/window"}}, // third parties: see drivers
 	{folder: "routers", own: []string{"event", "handlers/...", "pubsub/...", "deadletter", "store", "internal/fault", "internal/health"},
 		third: with(instruments, "github.com/ThreeDotsLabs/watermill", "github.com/ThreeDotsLabs/watermill-kafka", "github.com/sony/gobreaker")},
-	{folder: "store/...", own: []string{"event", "deadletter", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+	{folder: "store/...", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
 	{folder: "ledger", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
-	{folder: "deadletter", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+	{folder: "deadletter", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx", "github.com/ThreeDotsLabs/watermill")},
 	{folder: "api/...", own: []string{"event", "store", "ledger", "deadletter", "internal/fault"}, third: with(instruments, "github.com/danielgtaylor/huma")},
 	{folder: "migrations/...", third: []string{"github.com/pressly/goose"}},
 	{folder: "cmd/platform", own: []string{"internal/...", "routers"}, third: with(instruments, "github.com/alecthomas/kong")},

@@ -18,7 +18,8 @@ CREATE TABLE outbox (
     autovacuum_vacuum_insert_threshold = 200000
 );
 
--- The event log: append-only. position is the order in which events are published and applied.
+-- The event log: append-only. position is the order in which events are published and applied; sequenced_at is when the
+-- event got it.
 CREATE TABLE event_store (
     event_id     uuid        PRIMARY KEY,
     event_type   text        NOT NULL COLLATE "C",
@@ -27,7 +28,8 @@ CREATE TABLE event_store (
     ingested_at  timestamptz NOT NULL,
     payload      jsonb       NOT NULL,
     metadata     jsonb       NOT NULL,
-    position     bigint      NOT NULL
+    position     bigint      NOT NULL,
+    sequenced_at timestamptz DEFAULT now()
 );
 CREATE UNIQUE INDEX event_store_position ON event_store (position);
 CREATE INDEX event_store_aggregate ON event_store (aggregate_id, position);
@@ -36,39 +38,26 @@ CREATE INDEX event_store_time ON event_store USING brin (event_time);
 
 -- How far the relay has published: everything up to position has been acknowledged by the bus.
 CREATE TABLE relay_cursor (
-    name       text        PRIMARY KEY,
-    position   bigint      NOT NULL,
-    updated_at timestamptz NOT NULL DEFAULT now()
+    name          text        PRIMARY KEY,
+    position      bigint      NOT NULL,
+    updated_at    timestamptz NOT NULL DEFAULT now(),
+    -- The ledger: how many events of each topic the log holds up to the position "counted", so that nobody has to count
+    -- millions. Whoever moves the cursor counts what it passes in the same statement. counted is not always the cursor:
+    -- one that is set back, to publish again, passes the same events twice, and they count once.
+    counted       bigint      NOT NULL DEFAULT 0,
+    sensor_events bigint      NOT NULL DEFAULT 0,
+    user_actions  bigint      NOT NULL DEFAULT 0,
+    system_events bigint      NOT NULL DEFAULT 0,
+    -- Rows of the outbox that were not stored again because their event_id was there.
+    duplicates    bigint      NOT NULL DEFAULT 0,
+    -- Up to which id of the outbox the relay has taken everything: readers need not walk over what it has deleted, which
+    -- an old transaction of any session keeps vacuum from removing.
+    floor         bigint      NOT NULL DEFAULT 0
 );
 INSERT INTO relay_cursor (name, position) VALUES ('bus', 0);
 
-CREATE TABLE IF NOT EXISTS dlq (
-    dlq_id           uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
-    consumer         text        NOT NULL,
-    event_id         uuid,
-    event_payload    bytea       NOT NULL,
-    error_message    text        NOT NULL,
-    failed_at        timestamptz NOT NULL DEFAULT now(),
-    retry_count      integer     NOT NULL DEFAULT 0,
-    status           text        NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'replayed', 'discarded')),
-    source_topic     text        NOT NULL,
-    source_partition integer,
-    source_offset    bigint,
-    message_key      text,
-    correlation_id   text,
-    bus_topic        text        NOT NULL,
-    published_at     timestamptz
-);
--- A message that comes again is one dead letter. A source without partitions has none to compare, and one without
--- offsets can't tell. The bytes are part of it: a topic that was deleted and made anew counts from 0 again.
-CREATE UNIQUE INDEX IF NOT EXISTS dlq_source
-    ON dlq (consumer, source_topic, coalesce(source_partition, -1), source_offset, sha256(event_payload));
-CREATE INDEX IF NOT EXISTS dlq_list ON dlq (consumer, failed_at, dlq_id);
-CREATE INDEX IF NOT EXISTS dlq_unpublished ON dlq (consumer, failed_at) WHERE published_at IS NULL;
-
 -- +goose Down
--- Other services of this database may share the table, so only our own rows go.
+-- Other services of this database may share the tables of dead letters, so only our own rows go.
 DELETE FROM dlq WHERE consumer IN ('ingestion', 'relay');
-DROP TABLE relay_cursor;
-DROP TABLE event_store;
-DROP TABLE outbox;
+DELETE FROM dlq_replays WHERE service = 'ingestion';
+DROP TABLE relay_cursor, event_store, outbox;
