@@ -172,7 +172,7 @@ func migrateService(ctx context.Context, cfg config.Migrate, service string, out
 			if m.Applied {
 				state = "applied"
 			}
-			if _, err := fmt.Fprintf(out, "%-14s %-30s %s\n", service, m.Name, state); err != nil {
+			if _, err := fmt.Fprintf(out, "%-14s %-36s %s\n", service, m.Name, state); err != nil {
 				return fmt.Errorf("print status: %w", err)
 			}
 		}

@@ -42,7 +42,7 @@ var rules = []rule{
 	{folder: "internal/app/...", own: []string{"..."}},
 	// The next three are not in that table. Simulated devices speak MQTT as the platform does.
 	{folder: "internal/simulate", own: []string{"event", "pubsub/mqtt"}},
-	{folder: "internal/pgtest", own: []string{"internal/devstack"}},                                                                   // starts the same server
+	{folder: "internal/pgtest", own: []string{"internal/devstack"}},                                                                                               // starts the same server
 	{folder: "internal/doctor", own: []string{"event", "ledger", "internal/fault", "internal/config", "internal/tlsconf", "migrations", "pubsub/...", "routers"}}, // looks at what they made
 	{folder: "internal/..."},
 	{folder: "e2e/..."},

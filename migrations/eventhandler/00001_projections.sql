@@ -32,5 +32,6 @@ INSERT INTO consumer_counts (consumer, complete) VALUES ('eventhandler', true);
 -- +goose Down
 -- Other services of this database may share the tables of dead letters, so only our own rows go.
 DELETE FROM dlq WHERE consumer = 'eventhandler';
+DELETE FROM dlq_replay_letters WHERE replay_id IN (SELECT replay_id FROM dlq_replays WHERE service = 'eventhandler');
 DELETE FROM dlq_replays WHERE service = 'eventhandler';
 DROP TABLE consumer_counts, projections;
