@@ -1,3 +1,5 @@
+// Package deadletter is all there is of dead letters but their HTTP: what they are, the tables they are kept in, their
+// replay, one by one and in bulk, and their publication on the bus.
 package deadletter
 
 import (
@@ -12,7 +14,7 @@ import (
 const (
 	Pending   = "pending"
 	Replayed  = "replayed"  // its consumer has applied it since
-	Discarded = "discarded" // somebody has decided that it is not to be applied
+	Discarded = "discarded" // an operator has decided that it is not to be applied
 )
 
 // Letter is a dead letter as it is kept, with what has become of it.
@@ -67,7 +69,7 @@ type Filter struct {
 const (
 	ReplayQueued      = "queued"
 	ReplayRunning     = "running"
-	ReplayInterrupted = "interrupted" // whoever ran it has gone; it goes on as soon as an instance takes it up
+	ReplayInterrupted = "interrupted" // it has not gone on for a while; an instance that can goes on with it by itself
 	ReplayDone        = "done"
 	ReplayCancelled   = "cancelled"
 )

@@ -184,7 +184,9 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 				require.NoError(t, err)
 			}
 			for _, one := range migrations.Services() {
-				_, err := db.Exec(`INSERT INTO dlq_replays (replay_id, service, filter, rate, total) VALUES (gen_random_uuid(), $1, '{}', 1, 0)`, one)
+				_, err := db.Exec(`WITH r AS (
+						INSERT INTO dlq_replays (replay_id, service, filter, rate, total) VALUES (gen_random_uuid(), $1, '{}', 1, 0) RETURNING replay_id
+					) INSERT INTO dlq_replay_letters (dlq_id, replay_id, turn) SELECT gen_random_uuid(), replay_id, 1 FROM r`, one)
 				require.NoError(t, err)
 			}
 			n, err := migrations.Reset(t.Context(), db, service)
@@ -192,6 +194,8 @@ func TestResetLeavesOtherServicesAlone(t *testing.T) {
 			require.Equal(t, all(t, service), n)
 			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replays WHERE service = '`+other+`'`))
 			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replays`))
+			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replay_letters JOIN dlq_replays USING (replay_id)`))
+			require.Equal(t, 1, count(t, db, `SELECT count(*) FROM dlq_replay_letters`))
 			require.False(t, exists(t, db, owned[service][0]))
 			for _, table := range slices.Concat(owned[other], shared) {
 				require.True(t, exists(t, db, table), table)

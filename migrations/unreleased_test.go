@@ -35,13 +35,18 @@ func unreleased(t *testing.T, db *sql.DB, services ...string) {
 
 func TestTablesOfAnUnreleasedVersion(t *testing.T) {
 	t.Parallel()
-	for name, before := range map[string][]string{
-		"of both services": {ingestion, eventhandler}, "of ingestion": {ingestion}, "of the event handler": {eventhandler},
+	for name, tc := range map[string]struct {
+		services []string
+		undone   int
+	}{
+		"of both services":     {[]string{ingestion, eventhandler}, 11},
+		"of ingestion":         {[]string{ingestion}, 6},
+		"of the event handler": {[]string{eventhandler}, 5},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := open(t, "")
-			unreleased(t, db, before...)
+			unreleased(t, db, tc.services...)
 			for _, service := range migrations.Services() {
 				_, err := migrations.Up(t.Context(), db, service)
 				require.ErrorIs(t, err, migrations.ErrUnreleased)
@@ -60,7 +65,7 @@ func TestTablesOfAnUnreleasedVersion(t *testing.T) {
 				_, err = migrations.Up(t.Context(), db, service)
 				require.NoError(t, err)
 			}
-			require.Equal(t, map[int]int{2: 11, 1: map[string]int{ingestion: 6, eventhandler: 5}[before[0]]}[len(before)], undone)
+			require.Equal(t, tc.undone, undone)
 			for service, tables := range owned {
 				for _, table := range append(tables, shared...) {
 					require.True(t, exists(t, db, table), table)

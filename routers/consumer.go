@@ -51,8 +51,7 @@ type ConsumerConfig struct {
 	Subscriber message.Subscriber // batches of records of the consumer's topics
 	Pool       *pgxpool.Pool      // the database that Apply writes to
 	Positions  *store.Positions   // of the consumer, in that database
-	Letters    func(ctx context.Context, tx pgx.Tx, letters ...deadletter.Entry) error
-	Added      func() // told of dead letters; may be nil
+	Added      func()             // told of dead letters; may be nil
 	Now        func() time.Time
 	// OnFlush, if set, is told the outcome of each attempt at a transaction.
 	OnFlush func(events int, err error)
@@ -60,7 +59,7 @@ type ConsumerConfig struct {
 
 // NewConsumer returns the router of a consumer.
 func NewConsumer[T any](c Consumer[T], cfg ConsumerConfig) (*Router, error) {
-	e := &engine[T]{Consumer: c, cfg: cfg}
+	e := &engine[T]{Consumer: c, cfg: cfg, keep: keep}
 	e.letters = &letters{consumer: c.Name, complete: completeBus, now: cfg.Now, log: cfg.Log, added: cfg.Added}
 	return newRouter(c.Name, cfg.Stack, c.Policy, strings.Join(c.Topics, ","), cfg.Subscriber, e.handle, e.refuse)
 }
@@ -68,11 +67,17 @@ func NewConsumer[T any](c Consumer[T], cfg ConsumerConfig) (*Router, error) {
 // completeBus adds to a dead letter the topic that it is published on.
 func completeBus(r *batch.Record, l *deadletter.Entry) { l.BusTopic = event.DeadLetterTopic(r.Topic) }
 
+// keep stores the dead letters of a batch in its transaction.
+func keep(ctx context.Context, tx pgx.Tx, letters ...deadletter.Entry) error {
+	return deadletter.Add(ctx, tx, letters...)
+}
+
 // engine runs a consumer. It handles one batch at a time.
 type engine[T any] struct {
 	Consumer[T]
 	cfg     ConsumerConfig
 	letters *letters
+	keep    func(ctx context.Context, tx pgx.Tx, letters ...deadletter.Entry) error
 }
 
 // plan is what a batch comes to.
@@ -168,7 +173,7 @@ func (e *engine[T]) write(ctx context.Context, tx pgx.Tx, p *plan[T]) error {
 		}
 	}
 	if len(p.letters) > 0 {
-		return e.cfg.Letters(ctx, tx, p.letters...)
+		return e.keep(ctx, tx, p.letters...)
 	}
 	return nil
 }

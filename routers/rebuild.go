@@ -151,14 +151,13 @@ func (r *Rebuild) begin(ctx context.Context, v *store.Version) (*build, error) {
 	}
 	b.engine = &engine[Application]{Consumer: ProjectorOf(v, r.Projection), cfg: ConsumerConfig{
 		Pool: r.Pool, Positions: b.positions,
-		Letters: func(ctx context.Context, tx pgx.Tx, letters ...deadletter.Entry) error {
-			for _, l := range letters {
-				if err := store.AddRefusal(ctx, tx, v, l.EventID, l.Position, l.Error); err != nil {
-					return err
-				}
+	}, keep: func(ctx context.Context, tx pgx.Tx, letters ...deadletter.Entry) error {
+		for _, l := range letters {
+			if err := store.AddRefusal(ctx, tx, v, l.EventID, l.Position, l.Error); err != nil {
+				return err
 			}
-			return nil
-		},
+		}
+		return nil
 	}}
 	b.engine.letters = &letters{consumer: v.Consumer(), complete: completeBus, now: time.Now, log: r.Logger}
 	return b, nil

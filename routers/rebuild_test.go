@@ -123,10 +123,9 @@ func (f *flow) handle(projections ...handlers.Projection) (stop func()) {
 		Brokers: []string{f.broker}, Group: "eventhandler", MaxBatch: 50, SessionTimeout: time.Second, Logger: quiet,
 		Positions: routers.BusPositions{Positions: positions}, EventLog: routers.BusLog{Log: store.NewLog(f.pool)},
 	})
-	letters := store.NewDeadLetters(f.pool)
 	router, err := routers.NewConsumer(routers.Projector(projections), routers.ConsumerConfig{
 		Stack:      routers.Stack{RetryMax: 1, RetryInterval: time.Millisecond, Timeout: 10 * time.Second, CloseTimeout: 10 * time.Second, Log: quiet},
-		Subscriber: sub, Pool: f.pool, Positions: positions, Now: time.Now, Letters: letters.AddWithin,
+		Subscriber: sub, Pool: f.pool, Positions: positions, Now: time.Now,
 	})
 	require.NoError(f.t, err)
 	ended := make(chan error, 1)

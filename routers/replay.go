@@ -19,12 +19,6 @@ import (
 // belongs to the letter, and one without a time has the time at which it came.
 func ReplayIngestion(l *deadletter.Letter) (event.Envelope, error) {
 	given := l.Properties
-	if given == nil { // from before they were kept
-		given = map[string]string{event.MetaCorrelationID: l.CorrelationID}
-		if l.EventID != uuid.Nil {
-			given[event.MetaEventID] = l.EventID.String()
-		}
-	}
 	return event.ParseMQTT(l.From(), l.Bytes(), event.Properties{
 		EventID:       given[event.MetaEventID],
 		EventTime:     given[event.MetaEventTime],

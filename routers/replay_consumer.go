@@ -17,14 +17,14 @@ import (
 
 // ReplayConsumer applies a dead letter of a consumer within tx: the same Read and Apply, with one item. fresh returns the
 // consumer; it is used once. An event that another letter has applied is not applied again, which the note says.
-func ReplayConsumer[T any](fresh func() Consumer[T]) func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
+func ReplayConsumer[T any](fresh func() Consumer[T]) deadletter.Apply {
 	return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (eventID uuid.UUID, note string, err error) {
 		c := fresh()
 		e, err := eventOf(l)
 		if err != nil {
 			return uuid.Nil, "", err
 		}
-		other, err := store.ReplayedBefore(ctx, tx, c.Name, e.ID, l.ID)
+		other, err := deadletter.ReplayedBefore(ctx, tx, c.Name, e.ID, l.ID)
 		if err != nil {
 			return uuid.Nil, "", err
 		}

@@ -11,14 +11,12 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/ledger"
-	"github.com/cornjacket/platform-services/migrations"
 )
 
 // books are the databases of a platform whose relay and event handler are played by the test.
@@ -220,55 +218,6 @@ func TestTheLedgerCountsDeadLettersAsEvents(t *testing.T) {
 			require.EqualValues(t, 1, l.Pending["eventhandler"])
 		})
 	}
-}
-
-// Databases from before the ledger balance when they have been migrated.
-func TestAnUpgradedPlatformBalances(t *testing.T) {
-	t.Parallel()
-	for _, databases := range []int{1, 2} {
-		t.Run(fmt.Sprint(databases), func(t *testing.T) {
-			t.Parallel()
-			b := newBooks(t, databases)
-			b.undo(b.projections, "eventhandler")
-			b.undo(b.events, "ingestion")
-			b.log("sensor.reading", 6)
-			b.log("system.alert", 2)
-			b.n++ // a duplicate left a gap
-			b.log("user.login", 3)
-			b.do(b.events, `UPDATE relay_cursor SET position = 11`)
-			b.refuse("eventhandler", id(2), 2, "pending")
-			b.refuse("eventhandler", id(3), 3, "replayed")
-			b.apply("sensor_state", 0, 6)
-			b.apply("user_session", 1, 11)
-			tables(t, b.events)
-			tables(t, b.projections)
-			l := b.ledger()
-			require.Equal(t, []int64{12, 1, 11, 10}, []int64{l.Accepted, l.Duplicates, l.Sequenced, l.Published})
-			require.EqualValues(t, 1, l.Pending["relay"])
-			if databases == 2 {
-				require.False(t, l.Consumers[0].Complete, "the log is elsewhere: nobody can tell what had been applied")
-				require.NotContains(t, l.Pending, "eventhandler")
-				return
-			}
-			require.True(t, l.Consumers[0].Complete)
-			require.EqualValues(t, 7, l.Applied["eventhandler"])
-			require.EqualValues(t, 0, l.Pending["eventhandler"])
-			b.publish(12)
-			b.apply("user_session", 1, 12)
-			require.True(t, b.ledger().Balanced)
-		})
-	}
-}
-
-// undo takes the newest migration of a service back.
-func (b *books) undo(pool *pgxpool.Pool, service string) {
-	b.t.Helper()
-	db := stdlib.OpenDBFromPool(pool)
-	defer func() { require.NoError(b.t, db.Close()) }()
-	_, err := migrations.Reset(b.t.Context(), db, service)
-	require.NoError(b.t, err)
-	_, err = migrations.UpTo(b.t.Context(), db, service, map[string]int64{"ingestion": 1, "eventhandler": 2}[service])
-	require.NoError(b.t, err)
 }
 
 // However events move while it reads, the ledger never has more behind a stage than before it.

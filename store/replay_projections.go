@@ -7,24 +7,8 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
-
-// ReplayedBefore returns the letter through whose replay a consumer has applied an event, the nil UUID without one. An
-// event can be several letters: the bus may bring it again after a crash. Until tx ends, replays of the same event wait.
-func ReplayedBefore(ctx context.Context, tx pgx.Tx, consumer string, eventID, letter uuid.UUID) (uuid.UUID, error) {
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, consumer+" "+eventID.String()); err != nil {
-		return uuid.Nil, fmt.Errorf("lock event %s: %w", eventID, err)
-	}
-	var other uuid.UUID
-	err := tx.QueryRow(ctx, `SELECT dlq_id FROM dlq WHERE consumer = $1 AND event_id = $2 AND dlq_id <> $3 AND status = 'replayed' LIMIT 1`,
-		consumer, eventID, letter).Scan((*[16]byte)(&other))
-	if err != nil && !isNoRows(err) {
-		return uuid.Nil, fmt.Errorf("look for other letters of event %s: %w", eventID, err)
-	}
-	return other, nil
-}
 
 // errCreated says that another writer has created a row since it was looked for.
 var errCreated = errors.New("projection was created by another writer at the same time")
@@ -73,7 +57,7 @@ func lockProjections(ctx context.Context, tx pgx.Tx, keys []ProjectionKey) (map[
 		switch {
 		case err == nil:
 			found[k] = &r
-		case !isNoRows(err):
+		case !errors.Is(err, pgx.ErrNoRows):
 			return nil, fmt.Errorf("read projection %s of %s: %w", k.Type, k.AggregateID, err)
 		}
 	}

@@ -1,15 +1,18 @@
-// Package store keeps what the platform knows in PostgreSQL: the projections, what the query API reads, and the dead
-// letters. The outbox and the writing of the event log belong to pubsub/outbox.
+// Package store keeps what the platform knows in PostgreSQL: the projections, and what the query API reads. The outbox
+// and the writing of the event log belong to pubsub/outbox, dead letters to package deadletter.
 package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // PoolConfig configures a connection pool.
@@ -55,4 +58,14 @@ func Open(ctx context.Context, cfg PoolConfig) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("open database pool %s: %w", cfg.Name, err)
 	}
 	return pool, nil
+}
+
+// Tables reports whether a database has all of the tables.
+func Tables(ctx context.Context, pool *pgxpool.Pool, names ...string) (bool, error) {
+	var n int
+	err := pool.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[]) AS t (name) WHERE to_regclass(name) IS NOT NULL`, names).Scan(&n)
+	if err != nil {
+		return false, errors.Join(fault.ErrUnavailable, fmt.Errorf("look for tables: %w", err))
+	}
+	return n == len(names), nil
 }

@@ -99,8 +99,8 @@ type watchedLetters struct {
 }
 
 // Add stores a dead letter.
-func (w *watchedLetters) Add(ctx context.Context, l deadletter.Entry) error {
-	err := w.DeadLetterStore.Add(ctx, l)
+func (w *watchedLetters) Add(ctx context.Context, letters ...deadletter.Entry) error {
+	err := w.DeadLetterStore.Add(ctx, letters...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.err, w.failed = err, w.now()

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/internal/kafkatest"
@@ -311,7 +312,7 @@ func (c *crowd) proven(t *testing.T, each int) {
 	var back int
 	require.NoError(t, c.pool.QueryRow(t.Context(), `SELECT count(*) FROM gone_back`).Scan(&back))
 	require.Zero(t, back, "rows that went back")
-	letters, err := store.NewDeadLetters(c.pool).Unpublished(t.Context(), []string{routers.Eventhandler}, 10)
+	letters, err := deadletter.Unpublished(t.Context(), c.pool, []string{routers.Eventhandler}, 10, 1<<20)
 	require.NoError(t, err)
 	require.Empty(t, letters)
 }

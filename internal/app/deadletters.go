@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,38 +13,35 @@ import (
 	"github.com/cornjacket/platform-services/api"
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
-	"github.com/cornjacket/platform-services/handlers"
-	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
 
-// lettersPool has connections of its own, so that a bulk replay takes none from the flow.
-func (p *platform) lettersPool(url string) (*pgxpool.Pool, error) {
-	return p.pool(url, "deadletters", 4, 10*time.Second)
-}
-
 // desk is what a service needs for its dead letters.
 type desk struct {
 	service string
-	letters deskLetters // for the API
-	replays *loop       // the bulk ones
+	letters *deadletter.Store
+	replays *loop // the bulk ones
 	check   health.Check
 }
 
 // deadLetters builds the desk of a service.
-func (p *platform) deadLetters(service, url string, consumers map[string]store.Apply) (*desk, error) {
-	pool, err := p.lettersPool(url)
+func (p *platform) deadLetters(service string, consumers map[string]deadletter.Apply) (*desk, error) {
+	// Connections of its own, so that a bulk replay takes none from the flow. An instance that is frozen or cut off in the
+	// middle of a replay loses its session, and with it what it holds.
+	pool, err := p.poolWith(p.cfg.DatabaseOf(service), store.PoolConfig{
+		Name: "deadletters", MaxConns: 4, StatementTimeout: 10 * time.Second, Settings: map[string]string{"idle_in_transaction_session_timeout": "10s"},
+	})
 	if err != nil {
 		return nil, err
 	}
-	letters := store.NewLetters(pool, service, consumers)
-	replayer := (&routers.Replayer{Queue: replayQueue{letters}, Log: p.log.With("service", service)}).Init()
+	letters, log := deadletter.NewStore(pool, service, consumers), p.log.With("service", service)
 	return &desk{
-		service: service, letters: deskLetters{Letters: letters, started: replayer.Wake}, check: p.pendingCheck(letters),
-		replays: &loop{run: replayer.Run},
+		service: service, letters: letters, check: p.pendingCheck(letters),
+		replays: &loop{run: func(ctx context.Context) { letters.RunReplays(ctx, log) }},
 	}, nil
 }
 
@@ -55,7 +51,7 @@ func (d *desk) config() api.DeadLettersConfig {
 
 // ingestionDesk is the desk for what ingestion and the relay could not handle.
 func (p *platform) ingestionDesk() (*desk, error) {
-	into := func(read func(*deadletter.Letter) (event.Envelope, error), position func(*deadletter.Letter) int64) store.Apply {
+	into := func(read func(*deadletter.Letter) (event.Envelope, error), position func(*deadletter.Letter) int64) deadletter.Apply {
 		return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 			e, err := read(l)
 			if err != nil {
@@ -64,107 +60,50 @@ func (p *platform) ingestionDesk() (*desk, error) {
 			return e.ID, "", outbox.Requeue(ctx, tx, &e, position(l))
 		}
 	}
-	return p.deadLetters(routers.Ingestion, p.cfg.DatabaseOf(routers.Ingestion), map[string]store.Apply{
+	return p.deadLetters(routers.Ingestion, map[string]deadletter.Apply{
 		routers.Ingestion: into(routers.ReplayIngestion, func(*deadletter.Letter) int64 { return 0 }),
 		routers.Relay:     into(routers.ReplayRelay, func(l *deadletter.Letter) int64 { return l.Position }),
 	})
 }
 
-// eventhandlerDesk is the desk for what the event handler could not apply.
-func (p *platform) eventhandlerDesk(projections []handlers.Projection) (*desk, error) {
-	return p.deadLetters(routers.Eventhandler, p.cfg.DatabaseOf(routers.Eventhandler), map[string]store.Apply{
-		routers.Eventhandler: applyToProjections(projections),
-	})
-}
-
-// applyToProjections applies an event to its projections unless another letter of the same event has done that.
-func applyToProjections(projections []handlers.Projection) store.Apply {
-	return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
-		again, err := routers.ReplayEventhandler(l, projections)
-		if err != nil {
-			return uuid.Nil, "", err
-		}
-		id := again.Event.ID
-		other, err := store.ReplayedBefore(ctx, tx, routers.Eventhandler, id, l.ID)
-		if err != nil {
-			return uuid.Nil, "", err
-		}
-		if other != uuid.Nil {
-			return id, fmt.Sprintf("the event was applied by the replay of dead letter %s", other), nil
-		}
-		return id, "", store.UpdateProjections(ctx, tx, again.Keys, again.Fold)
-	}
-}
-
-// postman returns the publisher of the dead letters of some consumers, and the component that runs it.
-func (p *platform) postman(letters *store.DeadLetters, consumers ...string) (*routers.Postman, component) {
-	pub := &lazyPublisher{brokers: p.cfg.RedpandaBrokers, security: p.bus, log: p.log}
-	man := (&routers.Postman{Mailbox: letters, Consumers: consumers, Publisher: pub, Now: p.now, Log: p.log}).Init()
-	topics := p.topics.created()
-	return man, &letterPublishing{pub: pub, loop: loop{run: func(ctx context.Context) {
-		select {
-		case <-topics:
-			man.Run(ctx)
-		case <-ctx.Done():
-		}
-	}}}
-}
-
-// letterPublishing is the component that publishes dead letters.
+// letterPublishing publishes the dead letters of some consumers. It has a client of its own: a dead letter that the bus
+// does not take holds up no event.
 type letterPublishing struct {
 	loop
-	pub *lazyPublisher
+	bus     *kafka.Publisher
+	letters *deadletter.Publisher
 }
 
-// Stop ends the work and closes the connection to the bus.
+func (p *platform) letterPublisher(pool *pgxpool.Pool, consumers ...string) (*letterPublishing, error) {
+	bus, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Log: p.log})
+	if err != nil {
+		return nil, fmt.Errorf("REDPANDA_BROKERS: %w", err)
+	}
+	l := &letterPublishing{bus: bus, letters: deadletter.NewPublisher(deadletter.PublisherConfig{DB: pool, Consumers: consumers, Bus: bus, Log: p.log})}
+	topics := p.topics.created()
+	l.run = func(ctx context.Context) {
+		select {
+		case <-topics:
+			l.letters.Run(ctx)
+		case <-ctx.Done():
+		}
+	}
+	return l, nil
+}
+
+// Stop ends the work and closes the connection to the bus. What is still on its way is not waited for: it is in the table,
+// and is published again.
 func (l *letterPublishing) Stop(ctx context.Context) error {
-	return errors.Join(l.loop.Stop(ctx), l.pub.Close())
-}
-
-// deskLetters are the dead letters of a service for the API.
-type deskLetters struct {
-	*store.Letters
-	started func() // told of each new bulk replay
-}
-
-func (d deskLetters) StartReplay(ctx context.Context, f deadletter.Filter, rate float64) (deadletter.Replay, error) {
-	v, err := d.Letters.StartReplay(ctx, newID(), f, rate)
-	if err == nil {
-		d.started()
-	}
-	return v, err
-}
-
-// replayQueue holds the bulk replays of a service for who runs them.
-type replayQueue struct{ letters *store.Letters }
-
-func (q replayQueue) ClaimReplay(ctx context.Context, runner uuid.UUID) (deadletter.Replay, bool, error) {
-	r, err := q.letters.ClaimReplay(ctx, runner)
-	if errors.Is(err, fault.ErrNotFound) {
-		return r, false, nil
-	}
-	return r, err == nil, err
-}
-
-func (q replayQueue) RunReplay(ctx context.Context, id, runner uuid.UUID) (bool, error) {
-	done, err := q.letters.RunReplay(ctx, id, runner)
-	return done, lost(err)
-}
-
-func (q replayQueue) HoldReplay(ctx context.Context, id, runner uuid.UUID, keep bool) error {
-	return lost(q.letters.HoldReplay(ctx, id, runner, keep))
-}
-
-func lost(err error) error {
-	if errors.Is(err, store.ErrLost) {
-		return fmt.Errorf("%w: %w", routers.ErrReplayLost, err)
-	}
-	return err
+	l.end()
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	_ = l.bus.Shutdown(ended)
+	return l.loop.Stop(ctx)
 }
 
 // pendingCheck counts the pending dead letters in the background, for /health and /metrics. It never fails: dead letters
 // are for people to look at, and do not make a service unready.
-func (p *platform) pendingCheck(letters *store.Letters) health.Check {
+func (p *platform) pendingCheck(letters *deadletter.Store) health.Check {
 	gauge := p.pendingLetters()
 	var known map[string]int64
 	var next time.Time

@@ -22,7 +22,6 @@ import (
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/routers"
-	"github.com/cornjacket/platform-services/store"
 )
 
 // ask sends a request to the dead letters of a service.
@@ -52,7 +51,7 @@ func migrate(t *testing.T, url string) {
 // missed makes dead letters of events that were never applied, as the event handler does, and returns their IDs.
 func missed(t *testing.T, pool *pgxpool.Pool, aggregate string, n int) []string {
 	t.Helper()
-	letters := store.NewDeadLetters(pool)
+	letters := deadletter.Writer{DB: pool}
 	for i := range n {
 		e := event.Envelope{
 			ID: uuid.New(), Type: "sensor.reading", AggregateID: aggregate, Time: t0(i), IngestedAt: t0(i),
@@ -164,7 +163,7 @@ func TestTwoLettersOfOneEventAreAppliedOnce(t *testing.T) {
 	_, err := pool.Exec(t.Context(), `INSERT INTO dlq (consumer, event_id, event_payload, error_message, source_topic, source_offset, bus_topic, position)
 		SELECT consumer, event_id, event_payload, error_message, source_topic, source_offset + 1, bus_topic, position FROM dlq`)
 	require.NoError(t, err)
-	letters := store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": applyToProjections(nil)})
+	letters := deadletter.NewStore(pool, "eventhandler", map[string]deadletter.Apply{"eventhandler": applyToProjections(nil)})
 	list, err := letters.List(t.Context(), deadletter.Filter{Limit: 10})
 	require.NoError(t, err)
 	require.Len(t, list, 2)
@@ -202,7 +201,7 @@ func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
 	_, err = pool.Exec(t.Context(), `UPDATE relay_cursor SET position = 1`)
 	require.NoError(t, err)
 	position := int64(1)
-	require.NoError(t, store.NewDeadLetters(pool).Add(t.Context(), deadletter.Entry{
+	require.NoError(t, deadletter.Writer{DB: pool}.Add(t.Context(), deadletter.Entry{
 		Consumer: "relay", EventID: e.ID, EventType: e.Type, Position: 1, Payload: data, Error: "message too large", FailedAt: t0(2), Topic: "outbox",
 		Offset: &position, BusTopic: "sensor-events.dlq",
 	}))
@@ -238,7 +237,7 @@ func TestWhereOrderMattersALetterStaysPending(t *testing.T) {
 			return handlers.State{Value: e.Payload, EventID: e.ID, EventTime: e.Time}, nil
 		},
 	}
-	letters := store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": applyToProjections([]handlers.Projection{last})})
+	letters := deadletter.NewStore(pool, "eventhandler", map[string]deadletter.Apply{"eventhandler": applyToProjections([]handlers.Projection{last})})
 	_, err = letters.Replay(t.Context(), uuid.MustParse(ids[0]), deadletter.Edit{})
 	require.ErrorIs(t, err, deadletter.ErrNeedsRebuild)
 	l, err := letters.Letter(t.Context(), uuid.MustParse(ids[0]))

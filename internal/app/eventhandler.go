@@ -2,10 +2,17 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/deadletter"
+	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
@@ -19,26 +26,25 @@ func buildEventhandler(ctx context.Context, s *service) error {
 	if err != nil {
 		return err
 	}
-	slot := s.slot(pool, routers.Eventhandler)
-	letters := store.NewDeadLetters(pool)
-	man, publisher := s.postman(letters, routers.DeadLetterConsumers(routers.Eventhandler)...)
-	if err := s.parts.start(ctx, "what it needs", slot, publisher); err != nil {
-		return err
-	}
-	sub := kafka.NewSubscriber(kafka.SubscriberConfig{
-		Brokers: s.cfg.RedpandaBrokers, Group: routers.RouteOf(routers.Eventhandler).Group, Window: s.cfg.Window, Log: s.log,
-		InstanceID: fmt.Sprintf("%s-%d", routers.Eventhandler, slot.number), Security: s.bus,
-	})
-	watched := &watchedLetters{DeadLetterStore: letters, now: s.now}
-	flushes := &flushLog{what: "projections", log: s.log, now: s.now}
-	router, err := routers.NewEventhandler(routers.EventhandlerConfig{
-		Stack: s.stack(), Subscriber: sub, Store: store.NewProjections(pool), Letters: watched, Added: man.Wake,
-		Now: s.now, MaxBatch: 8 * s.cfg.BatchSize, OnFlush: flushes.note,
-	})
+	consumer := routers.Projector(nil)
+	c, err := newConsuming(s, pool, consumer.Name)
 	if err != nil {
 		return err
 	}
-	desk, err := s.eventhandlerDesk(nil)
+	missing, err := store.EnsureVersions(ctx, pool, routers.Eventhandler, projectionTypes())
+	if err != nil {
+		return err
+	}
+	if err := s.parts.start(ctx, "what it needs", c.slot, c.letters); err != nil {
+		return err
+	}
+	router, err := routers.NewConsumer(consumer, c.config(s, "projections"))
+	if err != nil {
+		return err
+	}
+	desk, err := s.deadLetters(routers.Eventhandler, map[string]deadletter.Apply{
+		routers.Eventhandler: routers.ReplayConsumer(func() routers.Consumer[routers.Application] { return routers.Projector(nil) }),
+	})
 	if err != nil {
 		return err
 	}
@@ -49,7 +55,110 @@ func buildEventhandler(ctx context.Context, s *service) error {
 	}
 	// A group that consumes topics that don't exist yet only finds them at the next refresh of metadata.
 	return s.parts.start(ctx, routers.Eventhandler, desk.replays, s.routing(router, s.topics.created()), apiOn{s.port(routers.Eventhandler), mount},
-		s.checks(routers.Eventhandler, desk.check, postgresCheck(pool), busCheck(sub.Ping), routerCheck(router, sub.Oldest, s.cfg.HandlerTimeout, s.now),
-			flushes.check(func() bool { return !sub.Oldest().IsZero() }), watched.check(),
-			consumerLag(routers.Eventhandler, sub, s.lag, s.cfg.HandlerTimeout, s.now)))
+		&loop{run: func(ctx context.Context) { s.buildMissing(ctx, pool, c.log, missing) }},
+		s.checks(routers.Eventhandler, append(c.checks(s, router), desk.check, postgresCheck(pool))...))
+}
+
+func projectionTypes() []string {
+	var types []string
+	for _, p := range handlers.Projections() {
+		types = append(types, p.Type)
+	}
+	return types
+}
+
+// buildMissing builds projections that are new in the code from the log, one after the other, and takes them into use.
+func (p *platform) buildMissing(ctx context.Context, pool *pgxpool.Pool, log *store.Log, types []string) {
+	for _, projectionType := range types {
+		projection, alone, err := routers.RebuildOf(projectionType)
+		if err != nil {
+			p.log.Error("projection can't be built", "projection_type", projectionType, "error", err)
+			continue
+		}
+		r := &routers.Rebuild{Pool: pool, Log: log, Projection: projection, Alone: alone, Logger: p.log}
+		p.log.Info("projection is new, building it from the event log", "projection_type", projectionType)
+		for began := time.Now(); ctx.Err() == nil; {
+			if _, err = r.Build(ctx); err == nil {
+				_, err = r.Switch(ctx)
+			}
+			if err == nil {
+				p.log.Info("projection is built", "projection_type", projectionType, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
+				break
+			}
+			if ctx.Err() == nil {
+				p.log.Error("projection can't be built yet, trying again", "projection_type", projectionType, "error", err)
+			}
+			select {
+			case <-time.After(5 * time.Second):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// consuming is what each consumer of the bus has around it.
+type consuming struct {
+	name      string
+	pool      *pgxpool.Pool
+	slot      *slot
+	letters   *letterPublishing
+	positions *store.Positions
+	log       *store.Log
+	sub       *kafka.Subscriber
+	flushes   *flushLog
+}
+
+// newConsuming returns what a consumer has around it that keeps what it does in the database of pool.
+func newConsuming(s *service, pool *pgxpool.Pool, name string) (*consuming, error) {
+	letters, err := s.letterPublisher(pool, name)
+	if err != nil {
+		return nil, err
+	}
+	events, err := s.pool(s.cfg.DatabaseOf(routers.Ingestion), "catch-up", 2, time.Minute)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", routers.ServiceOf(routers.Ingestion).Database.Variable, err)
+	}
+	return &consuming{
+		name: name, pool: pool, slot: s.slot(pool, name), letters: letters,
+		positions: store.NewPositions(pool, name), log: store.NewLog(events),
+	}, nil
+}
+
+// config returns the settings of the consumer's router; what is what it writes, for health. The slot has been taken.
+func (c *consuming) config(s *service, what string) routers.ConsumerConfig {
+	c.sub = kafka.NewSubscriber(kafka.SubscriberConfig{
+		Brokers: s.cfg.RedpandaBrokers, Group: routers.RouteOf(c.name).Group, MaxBatch: 8 * s.cfg.BatchSize, Logger: s.log,
+		InstanceID: fmt.Sprintf("%s-%d", c.name, c.slot.number), Security: s.bus,
+		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log},
+	})
+	c.flushes = &flushLog{what: what, log: s.log, now: s.now}
+	return routers.ConsumerConfig{
+		Stack: s.stack(), Subscriber: c.sub, Pool: c.pool, Positions: c.positions, Added: c.letters.letters.Wake, Now: s.now, OnFlush: c.flushes.note,
+	}
+}
+
+// checks are the checks of health that each consumer has.
+func (c *consuming) checks(s *service, router *routers.Router) []health.Check {
+	return []health.Check{
+		busCheck(c.sub.Ping), routerCheck(router, c.sub.Oldest, s.cfg.HandlerTimeout, s.now),
+		c.flushes.check(func() bool { return !c.sub.Oldest().IsZero() }),
+		fetchCheck(c.sub, s.now), consumerLag(c.name, c.sub, s.lag, s.cfg.HandlerTimeout, s.now),
+	}
+}
+
+// fetchCheck fails while nothing can be fetched, and while the consumer reads from the log what the bus has dropped.
+func fetchCheck(sub *kafka.Subscriber, now func() time.Time) health.Check {
+	const patience = 2 * time.Second
+	return health.Check{Name: "fetch", Every: 500 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
+		if since, err := sub.Trouble(); err != nil && now().Sub(since) > patience {
+			return nil, fmt.Errorf("nothing can be fetched: %w", rootCause(err))
+		}
+		if partitions, records := sub.Missed(); records > 0 {
+			return health.Details{"partitions": partitions, "dropped_records": records},
+				fmt.Errorf("the bus has dropped %d records before they were applied; they are being applied from the event log", records)
+		} else if partitions > 0 {
+			return health.Details{"partitions": partitions}, errors.New("catching up with the event log")
+		}
+		return nil, nil
+	}}
 }

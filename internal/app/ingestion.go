@@ -11,10 +11,10 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
-	"github.com/cornjacket/platform-services/store"
 )
 
 // ingestionPool returns the connections that ingestion and the relay share.
@@ -77,7 +77,7 @@ func (w *outboxWriter) check() health.Check {
 // complete before ingestion starts.
 type waker struct {
 	relay  *outbox.Subscriber
-	letter *routers.Postman
+	letter *deadletter.Publisher
 }
 
 func (w *waker) events() {
@@ -106,10 +106,10 @@ func buildIngestion(ctx context.Context, s *service) error {
 		return err
 	}
 	in := s.outbox.in
-	watched := &watchedLetters{DeadLetterStore: store.NewDeadLetters(pool), now: s.now}
+	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: s.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
 		Stack: s.stack(), Subscriber: source, Store: in, Letters: watched, Added: s.wake.letters,
-		Now: s.now, NewID: newID,
+		Now: s.now,
 	})
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/routers"
@@ -64,7 +65,7 @@ func memberMain(arg string) error {
 			RetryMax: 3, RetryInterval: time.Millisecond, Timeout: 10 * time.Second, CloseTimeout: 30 * time.Second, Log: log,
 		},
 		Subscriber: sub, Store: store.NewProjections(pool), Projections: []handlers.Projection{counting()},
-		Letters: store.NewDeadLetters(pool), Now: time.Now, MaxBatch: 20,
+		Letters: deadletter.Writer{DB: pool}, Now: time.Now, MaxBatch: 20,
 	})
 	if err != nil {
 		return err

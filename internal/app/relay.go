@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
-	"github.com/cornjacket/platform-services/store"
 )
 
 // buildRelay starts what carries events from the outbox to the bus, and the dead letters of its database with them.
@@ -23,9 +23,11 @@ func buildRelay(ctx context.Context, s *service) error {
 	if err != nil {
 		return fmt.Errorf("REDPANDA_BROKERS: %w", err)
 	}
-	letters := store.NewDeadLetters(pool)
-	man, publisher := s.postman(letters, routers.DeadLetterConsumers(routers.Ingestion)...)
-	if err := s.parts.start(ctx, "clients of the bus", onStop(pub.Shutdown), publisher); err != nil {
+	letters, err := s.letterPublisher(pool, routers.DeadLetterConsumers(routers.Ingestion)...)
+	if err != nil {
+		return err
+	}
+	if err := s.parts.start(ctx, "clients of the bus", onStop(pub.Shutdown), letters); err != nil {
 		return err
 	}
 	cfg := outbox.SubscriberConfig{Window: s.cfg.Window, MaxBatch: s.cfg.BatchSize, Log: s.log}
@@ -33,10 +35,10 @@ func buildRelay(ctx context.Context, s *service) error {
 		cfg.Ignore = s.outbox.in.ID()
 	}
 	sub := outbox.NewSubscriber(pool, cfg)
-	s.wake.relay, s.wake.letter = sub, man
-	watched := &watchedLetters{DeadLetterStore: letters, now: s.now}
+	s.wake.relay, s.wake.letter = sub, letters.letters
+	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: s.now}
 	router, err := routers.NewRelay(routers.RelayConfig{
-		Stack: s.stack(), Subscriber: sub, Publisher: pub, Letters: watched, Added: s.wake.letters, Now: s.now,
+		Stack: s.stack(), Subscriber: sub, Bus: pub, Letters: watched, Added: s.wake.letters, Now: s.now,
 	})
 	if err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -23,7 +22,6 @@ import (
 	"github.com/cornjacket/platform-services/internal/devstack"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/internal/tlstest"
-	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
 	"github.com/cornjacket/platform-services/routers"
 )
@@ -157,42 +155,6 @@ func TestRunWithTLSAndPasswordsEverywhere(t *testing.T) {
 	fetches := consumer.PollFetches(t.Context())
 	require.NoError(t, fetches.Err())
 	require.Equal(t, `{"value":"hot"}`, string(fetches.Records()[0].Value), "the publisher of dead letters logs in too")
-}
-
-// The publisher of dead letters is of another library than the rest.
-func TestDeadLetterPublisherLogsIn(t *testing.T) {
-	t.Parallel()
-	for _, mechanism := range []string{"", "plain", "scram-sha-256", "scram-sha-512"} {
-		t.Run("mechanism "+mechanism, func(t *testing.T) {
-			t.Parallel()
-			files := tlstest.Write(t, t.TempDir())
-			cfg := devstack.KafkaConfig{Addr: free, TLS: files.Server(t), Topics: []string{"t"}, Log: quiet}
-			if mechanism != "" {
-				cfg.Users = []devstack.KafkaUser{{Mechanism: strings.ToUpper(mechanism), Name: "me", Password: "pass-w0rd"}}
-			}
-			broker, err := devstack.StartKafka(cfg)
-			require.NoError(t, err)
-			defer broker.Close()
-			security := kafka.Security{TLS: files.Client(t), Mechanism: mechanism}
-			if mechanism != "" {
-				security.Username, security.Password = "me", "pass-w0rd"
-			}
-			good := &lazyPublisher{brokers: []string{broker.Addr()}, security: security, log: quiet}
-			require.NoError(t, good.Publish("t", message.NewMessage("1", []byte("x"))))
-			require.NoError(t, good.Close())
-			if mechanism == "" {
-				return
-			}
-			security.Password = "wr0ng"
-			bad := &lazyPublisher{brokers: []string{broker.Addr()}, security: security, log: quiet}
-			err = bad.Publish("t", message.NewMessage("1", []byte("x")))
-			require.Error(t, err)
-			require.NotContains(t, err.Error(), "wr0ng")
-			require.NoError(t, bad.Close())
-		})
-	}
-	_, err := (&lazyPublisher{security: kafka.Security{Mechanism: "gssapi"}}).connect()
-	require.ErrorContains(t, err, "SASL mechanism")
 }
 
 func TestAuthoritiesThatCanNotBeRead(t *testing.T) {

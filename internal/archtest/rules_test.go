@@ -30,12 +30,13 @@ var rules = []rule{
 	{folder: "handlers/...", own: []string{"event", "handlers"},
 		third: with(data, "github.com/expr-lang/expr", "github.com/google/cel-go"), std: pure},
 	{folder: "pubsub/window", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/ThreeDotsLabs/watermill")},
-	{folder: "pubsub/*", own: []string{"event", "internal/fault", "ledger", "pubsub/window"}}, // third parties: see drivers
+	{folder: "pubsub/batch", own: []string{"event"}, third: with(instruments, "github.com/ThreeDotsLabs/watermill")},
+	{folder: "pubsub/*", own: []string{"event", "internal/fault", "ledger", "pubsub/batch", "pubsub/window"}}, // third parties: see drivers
 	{folder: "routers", own: []string{"event", "handlers/...", "pubsub/...", "deadletter", "store", "internal/fault", "internal/health"},
-		third: with(instruments, "github.com/ThreeDotsLabs/watermill", "github.com/ThreeDotsLabs/watermill-kafka", "github.com/sony/gobreaker")},
-	{folder: "store/...", own: []string{"event", "deadletter", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+		third: with(instruments, "github.com/jackc/pgx", "github.com/ThreeDotsLabs/watermill", "github.com/ThreeDotsLabs/watermill-kafka", "github.com/sony/gobreaker")},
+	{folder: "store/...", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
 	{folder: "ledger", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
-	{folder: "deadletter", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
+	{folder: "deadletter", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx", "github.com/ThreeDotsLabs/watermill")},
 	{folder: "api/...", own: []string{"event", "store", "ledger", "deadletter", "internal/fault"}, third: with(instruments, "github.com/danielgtaylor/huma")},
 	{folder: "migrations/...", third: []string{"github.com/pressly/goose"}},
 	{folder: "cmd/platform", own: []string{"internal/...", "routers"}, third: with(instruments, "github.com/alecthomas/kong")},

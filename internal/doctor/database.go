@@ -156,7 +156,11 @@ func (d *database) load(ctx context.Context, conn *pgx.Conn) ([]Finding, error) 
 func (d *database) migrations(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 	a := about("database")
 	var found []Finding
-	for _, service := range d.owner {
+	folders := d.owner
+	if len(folders) > 0 {
+		folders = append([]string{migrations.Common}, folders...)
+	}
+	for _, service := range folders {
 		check := "migrations of " + service
 		newest, err := migrations.Newest(service)
 		if err != nil {

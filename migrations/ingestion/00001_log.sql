@@ -59,5 +59,6 @@ INSERT INTO relay_cursor (name, position) VALUES ('bus', 0);
 -- +goose Down
 -- Other services of this database may share the tables of dead letters, so only our own rows go.
 DELETE FROM dlq WHERE consumer IN ('ingestion', 'relay');
+DELETE FROM dlq_replay_letters WHERE replay_id IN (SELECT replay_id FROM dlq_replays WHERE service = 'ingestion');
 DELETE FROM dlq_replays WHERE service = 'ingestion';
 DROP TABLE relay_cursor, event_store, outbox;

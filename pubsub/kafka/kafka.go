@@ -37,6 +37,9 @@ func record(topic string, m *message.Message) *kgo.Record {
 	}
 	// One order, whatever the map's is. There are two or three.
 	slices.SortFunc(r.Headers[1:], func(a, b kgo.RecordHeader) int { return strings.Compare(a.Key, b.Key) })
+	if m.UUID == "" { // a dead letter of something that has no ID
+		r.Headers = r.Headers[1:]
+	}
 	return r
 }
 

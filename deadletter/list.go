@@ -1,40 +1,16 @@
-package store
+package deadletter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
-	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
-
-// Apply hands a letter to its consumer within a transaction, which also marks the letter, and returns the event. note
-// says what else there is to know, and may be empty. An error marked with [fault.Permanent] is the consumer's refusal;
-// any other one undoes everything.
-type Apply func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (eventID uuid.UUID, note string, err error)
-
-// Letters is the desk of one service for its dead letters: to look at them, and to replay or discard them. It sees
-// those of its own consumers only. It may be used concurrently, also by several instances of the service.
-type Letters struct {
-	pool      *pgxpool.Pool
-	service   string
-	consumers map[string]Apply
-	names     []string
-}
-
-// NewLetters returns the dead letters of a service's consumers in the database of pool, which stays the caller's.
-func NewLetters(pool *pgxpool.Pool, service string, consumers map[string]Apply) *Letters {
-	l := &Letters{pool: pool, service: service, consumers: consumers}
-	for name := range consumers {
-		l.names = append(l.names, name)
-	}
-	return l
-}
 
 // letterColumns are the columns of a letter with its payload, or a part of it.
 func letterColumns(payload string) string {
@@ -44,8 +20,8 @@ func letterColumns(payload string) string {
 	d.discarded_at, coalesce(d.reason, ''), coalesce(d.replay_topic, ''), d.replay_payload`
 }
 
-func scanLetter(row pgx.CollectableRow) (deadletter.Letter, error) {
-	var l deadletter.Letter
+func scanLetter(row pgx.CollectableRow) (Letter, error) {
+	var l Letter
 	var eventID pgtype.UUID
 	err := row.Scan((*[16]byte)(&l.ID), &l.Consumer, &eventID, &l.Payload, &l.Size, &l.Error, &l.FailedAt, &l.RetryCount,
 		&l.Status, &l.Topic, &l.Partition, &l.Offset, &l.Key, &l.CorrelationID,
@@ -71,11 +47,11 @@ func (c *condition) add(part string, arg any) {
 func (c *condition) String() string { return strings.Join(c.parts, " AND ") }
 
 // matching returns the conditions of a filter, but for its consumer.
-func matching(f *deadletter.Filter) *condition {
+func matching(f *Filter) *condition {
 	c := &condition{parts: []string{"true"}}
 	switch f.Status {
 	case "":
-	case deadletter.Pending:
+	case Pending:
 		c.parts = append(c.parts, "d.status = 'pending'") // as in the index of those
 	default:
 		c.add("d.status = ?", f.Status)
@@ -102,11 +78,11 @@ func matching(f *deadletter.Filter) *condition {
 }
 
 // of returns the consumers that a filter is about.
-func (l *Letters) of(f *deadletter.Filter) []string {
+func (s *Store) of(f *Filter) []string {
 	if f.Consumer == "" {
-		return l.names
+		return s.names
 	}
-	if _, ok := l.consumers[f.Consumer]; ok {
+	if _, ok := s.consumers[f.Consumer]; ok {
 		return []string{f.Consumer}
 	}
 	return []string{}
@@ -114,7 +90,7 @@ func (l *Letters) of(f *deadletter.Filter) []string {
 
 // List returns up to f.Limit letters, the newest first. Each has only the first 1,024 bytes of its payload: a page of
 // whole ones could be hundreds of megabytes.
-func (l *Letters) List(ctx context.Context, f deadletter.Filter) ([]deadletter.Letter, error) {
+func (s *Store) List(ctx context.Context, f Filter) ([]Letter, error) {
 	where := matching(&f)
 	if !f.BeforeTime.IsZero() {
 		where.args = append(where.args, f.BeforeTime, f.BeforeID)
@@ -127,8 +103,8 @@ func (l *Letters) List(ctx context.Context, f deadletter.Filter) ([]deadletter.L
 			SELECT `+letterColumns("substring(d.event_payload FOR 1024) AS event_payload")+` FROM dlq d WHERE d.consumer = c.name AND %[3]s
 			ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $%[2]d
 		) AS d ORDER BY d.failed_at DESC, d.dlq_id DESC LIMIT $%[2]d`, n+1, n+2, where)
-	where.args = append(where.args, l.of(&f), f.Limit)
-	rows, err := l.pool.Query(ctx, query, where.args...)
+	where.args = append(where.args, s.of(&f), f.Limit)
+	rows, err := s.pool.Query(ctx, query, where.args...)
 	if err != nil {
 		return nil, fmt.Errorf("list dead letters: %w", fault.Unavailable(err))
 	}
@@ -143,35 +119,31 @@ func (l *Letters) List(ctx context.Context, f deadletter.Filter) ([]deadletter.L
 }
 
 // Letter returns one letter whole, or [fault.ErrNotFound].
-func (l *Letters) Letter(ctx context.Context, id uuid.UUID) (deadletter.Letter, error) {
-	return l.read(ctx, l.pool, id, "")
+func (s *Store) Letter(ctx context.Context, id uuid.UUID) (Letter, error) {
+	return s.read(ctx, s.pool, id, "")
 }
 
-type queryer interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-func (l *Letters) read(ctx context.Context, q queryer, id uuid.UUID, lock string) (deadletter.Letter, error) {
-	rows, err := q.Query(ctx, `SELECT `+letterColumns("d.event_payload")+` FROM dlq d WHERE d.dlq_id = $1 AND d.consumer = ANY ($2) `+lock, id, l.names)
+func (s *Store) read(ctx context.Context, q Querier, id uuid.UUID, lock string) (Letter, error) {
+	rows, err := q.Query(ctx, `SELECT `+letterColumns("d.event_payload")+` FROM dlq d WHERE d.dlq_id = $1 AND d.consumer = ANY ($2) `+lock, id, s.names)
 	if err != nil {
-		return deadletter.Letter{}, fmt.Errorf("read dead letter: %w", fault.Unavailable(err))
+		return Letter{}, fmt.Errorf("read dead letter: %w", fault.Unavailable(err))
 	}
 	letter, err := pgx.CollectExactlyOneRow(rows, scanLetter)
 	switch {
 	case err == nil:
 		return letter, nil
-	case isNoRows(err):
-		return deadletter.Letter{}, fault.ErrNotFound
+	case errors.Is(err, pgx.ErrNoRows):
+		return Letter{}, fault.ErrNotFound
 	}
-	return deadletter.Letter{}, fmt.Errorf("read dead letter: %w", fault.Unavailable(err))
+	return Letter{}, fmt.Errorf("read dead letter: %w", fault.Unavailable(err))
 }
 
 // Count returns how many letters match a filter.
-func (l *Letters) Count(ctx context.Context, f deadletter.Filter) (int64, error) {
+func (s *Store) Count(ctx context.Context, f Filter) (int64, error) {
 	var n int64
 	where := matching(&f)
-	where.add("d.consumer = ANY (?)", l.of(&f))
-	err := l.pool.QueryRow(ctx, `SELECT count(*) FROM dlq d WHERE `+where.String(), where.args...).Scan(&n)
+	where.add("d.consumer = ANY (?)", s.of(&f))
+	err := s.pool.QueryRow(ctx, `SELECT count(*) FROM dlq d WHERE `+where.String(), where.args...).Scan(&n)
 	if err != nil {
 		if fault.Unmatchable(err) {
 			return 0, nil
@@ -182,12 +154,12 @@ func (l *Letters) Count(ctx context.Context, f deadletter.Filter) (int64, error)
 }
 
 // Pending returns how many letters of each consumer are pending. It reads an index that holds those alone.
-func (l *Letters) Pending(ctx context.Context) (map[string]int64, error) {
-	pending := make(map[string]int64, len(l.names))
-	for _, name := range l.names {
+func (s *Store) Pending(ctx context.Context) (map[string]int64, error) {
+	pending := make(map[string]int64, len(s.names))
+	for _, name := range s.names {
 		pending[name] = 0
 	}
-	rows, err := l.pool.Query(ctx, `SELECT consumer, count(*) FROM dlq WHERE status = 'pending' AND consumer = ANY ($1) GROUP BY consumer`, l.names)
+	rows, err := s.pool.Query(ctx, `SELECT consumer, count(*) FROM dlq WHERE status = 'pending' AND consumer = ANY ($1) GROUP BY consumer`, s.names)
 	if err != nil {
 		return nil, fmt.Errorf("count pending dead letters: %w", fault.Unavailable(err))
 	}

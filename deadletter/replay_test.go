@@ -1,4 +1,4 @@
-package store_test
+package deadletter_test
 
 import (
 	"context"
@@ -15,24 +15,15 @@ import (
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/pgtest"
-	"github.com/cornjacket/platform-services/store"
 )
 
-// counting is a consumer whose effect is one more on a projection of the letter's key; what is written "bad" it refuses.
+// counting is a consumer whose effect is one more for the letter's key; what is written "bad" it refuses, afterwards.
 func counting(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, string, error) {
 	e := l.EventID
 	if e == uuid.Nil {
 		e = id(999)
 	}
-	err := store.UpdateProjections(ctx, tx, []store.ProjectionKey{key(l.Key)}, func(rows map[store.ProjectionKey]*store.Projection) error {
-		r := rows[key(l.Key)]
-		if r == nil {
-			r = &store.Projection{Type: "sensor_state", AggregateID: l.Key, LastEventID: e, LastEventTimestamp: t0, Position: 1}
-			rows[key(l.Key)] = r
-		}
-		r.State, r.EventCount = []byte(`{}`), r.EventCount+1
-		return nil
-	})
+	_, err := tx.Exec(ctx, `INSERT INTO effects (key, n) VALUES ($1, 1) ON CONFLICT (key) DO UPDATE SET n = effects.n + 1`, l.Key)
 	if err == nil && string(l.Bytes()) == "bad" {
 		err = fault.Permanent(errors.New("it is bad"))
 	}
@@ -41,17 +32,17 @@ func counting(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (uuid.UUID, 
 
 // bench is one service with its dead letters.
 type bench struct {
-	*store.Letters
+	*deadletter.Store
 	pool *pgxpool.Pool
-	add  *store.DeadLetters
+	add  deadletter.Writer
 }
 
-func newBench(t *testing.T, apply store.Apply) *bench {
+func newBench(t *testing.T, apply deadletter.Apply) *bench {
 	t.Helper()
 	pool := database(t)
 	return &bench{
-		Letters: store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": apply}),
-		pool:    pool, add: store.NewDeadLetters(pool),
+		Store: deadletter.NewStore(pool, "eventhandler", map[string]deadletter.Apply{"eventhandler": apply}),
+		pool:  pool, add: deadletter.Writer{DB: pool},
 	}
 }
 
@@ -79,7 +70,7 @@ func (b *bench) put(t *testing.T, offset int64, change func(l *deadletter.Entry)
 
 func (b *bench) effects(t *testing.T, aggregate string) (n int64) {
 	t.Helper()
-	err := b.pool.QueryRow(t.Context(), `SELECT coalesce(sum(event_count), 0) FROM projections WHERE aggregate_id = $1`, aggregate).Scan(&n)
+	err := b.pool.QueryRow(t.Context(), `SELECT coalesce(sum(n), 0)::bigint FROM effects WHERE key = $1`, aggregate).Scan(&n)
 	require.NoError(t, err)
 	return n
 }
@@ -143,7 +134,7 @@ func TestARefusedReplayChangesNothingButTheLetter(t *testing.T) {
 func TestWhatCannotBeStoredIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(ctx context.Context, tx pgx.Tx, _ *deadletter.Letter) (uuid.UUID, string, error) {
-		_, err := tx.Exec(ctx, `INSERT INTO projections (projection_type) VALUES (NULL)`)
+		_, err := tx.Exec(ctx, `INSERT INTO effects (key) VALUES (NULL)`)
 		return uuid.Nil, "", err
 	})
 	l := b.put(t, 1, nil)
@@ -184,12 +175,12 @@ func TestConcurrentReplaysHaveOneEffect(t *testing.T) {
 			tables(t, pool)
 		}
 		instances = append(instances, &bench{
-			Letters: store.NewLetters(pool, "eventhandler", map[string]store.Apply{"eventhandler": counting}), pool: pool, add: store.NewDeadLetters(pool),
+			Store: deadletter.NewStore(pool, "eventhandler", map[string]deadletter.Apply{"eventhandler": counting}), pool: pool, add: deadletter.Writer{DB: pool},
 		})
 	}
 	var ids []uuid.UUID
 	for i := range letters {
-		ids = append(ids, instances[0].put(t, int64(i+1), nil).ID) // all of one aggregate, which has no projection yet
+		ids = append(ids, instances[0].put(t, int64(i+1), nil).ID) // all of one aggregate
 	}
 	var mu sync.Mutex
 	var asked sync.WaitGroup
@@ -249,7 +240,7 @@ func TestReplayedBefore(t *testing.T) {
 	second := b.put(t, 2, func(l *deadletter.Entry) { l.EventID = first.EventID })
 	find := func() (other uuid.UUID) {
 		require.NoError(t, pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) (err error) {
-			other, err = store.ReplayedBefore(t.Context(), tx, "eventhandler", first.EventID, second.ID)
+			other, err = deadletter.ReplayedBefore(t.Context(), tx, "eventhandler", first.EventID, second.ID)
 			return err
 		}))
 		return other
