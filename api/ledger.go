@@ -130,24 +130,23 @@ func ledgerSchema() *huma.Schema {
 	seconds := 0.0
 	lag := object("How far a stage is behind.", []string{"events", "seconds"}, map[string]*huma.Schema{
 		"events":  count(""),
-		"seconds": {Type: huma.TypeNumber, Minimum: &seconds, Description: "Since the oldest of them came in; at a consumer, at least."},
+		"seconds": {Type: huma.TypeNumber, Minimum: &seconds, Description: "Since the oldest of them came in; at a consumer the oldest that was found."},
 	})
 	letters := object("Rows of the dlq table.", []string{"pending", "replayed", "discarded"}, map[string]*huma.Schema{
 		"pending": count(""), "replayed": count(""), "discarded": count(""),
 	})
 	missing := object("A stage that does not balance.", []string{"stage", "events", "detail"}, map[string]*huma.Schema{
-		"stage": text("outbox, relay or the name of a consumer."), "events": signed("Negative: that many too many."), "detail": text(""),
+		"stage": text("outbox, relay or the name of a consumer."), "events": signed("Negative: that many too many. 0: its database can't be read, so nothing is known."), "detail": text(""),
 	})
 	topic := object("The events of a topic.", []string{"topic", "sequenced", "published", "dead_lettered"}, map[string]*huma.Schema{
 		"topic": text(""), "sequenced": count(""), "published": count(""),
 		"dead_lettered": count("Events that the bus will not get unless they are replayed."),
 	})
 	consumer := object("The events of a consumer.",
-		[]string{"consumer", "topics", "published", "applied", "dead_lettered", "pending", "complete"}, map[string]*huma.Schema{
+		[]string{"consumer", "topics", "published", "applied", "dead_lettered", "pending"}, map[string]*huma.Schema{
 			"consumer": text(""), "topics": {Type: huma.TypeArray, Items: text("")}, "published": count("On these topics."),
 			"applied": count("Each once."), "dead_lettered": count("Events that are not applied unless they are replayed."),
-			"pending":  signed("Neither applied nor a dead letter."),
-			"complete": {Type: huma.TypeBoolean, Description: "False if its counts began after its first event: then nothing is said to be pending."},
+			"pending": signed("Neither applied nor a dead letter."),
 		})
 	return object("Where all events are.",
 		[]string{"at", "balanced", "accepted", "duplicates", "sequenced", "published", "applied", "dead_lettered", "pending", "lag", "missing", "topics", "consumers"},
@@ -162,7 +161,7 @@ func ledgerSchema() *huma.Schema {
 			"dead_lettered": mapOf("Dead letters by consumer; those of ingestion were never accepted.", letters),
 			"pending":       mapOf("Events on their way or missing, by stage.", signed("")),
 			"lag":           mapOf("By stage; the relay's has the outbox in it.", lag),
-			"missing":       {Type: huma.TypeArray, Items: missing, Description: "The stages whose pending is not 0."},
+			"missing":       {Type: huma.TypeArray, Items: missing, Description: "What keeps it from being balanced."},
 			"topics":        {Type: huma.TypeArray, Items: topic},
 			"consumers":     {Type: huma.TypeArray, Items: consumer},
 		})

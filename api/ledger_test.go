@@ -51,7 +51,7 @@ func full() fixedAccounts {
 			Lag:          map[string]ledger.Lag{"relay": {Events: 2, Seconds: 0.5}},
 			Missing:      []ledger.Missing{{Stage: "eventhandler", Events: -1, Detail: "twice"}},
 			Topics:       []ledger.TopicCounts{{Topic: event.TopicSensor, Sequenced: 3, Published: 2}},
-			Consumers:    []ledger.ConsumerCounts{{Consumer: "eventhandler", Topics: []string{event.TopicSensor}, Pending: -1, Complete: true}},
+			Consumers:    []ledger.ConsumerCounts{{Consumer: "eventhandler", Topics: []string{event.TopicSensor}, Pending: -1}},
 		},
 		journey: ledger.Journey{
 			EventID: uuid.Must(uuid.NewV7()), EventType: "sensor.reading", AggregateID: "d", CorrelationID: "c", Source: "mqtt",

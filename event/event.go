@@ -3,6 +3,8 @@
 package event
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -53,32 +55,37 @@ const (
 	TopicSystem = "system-events"
 )
 
+// Route says which topic events travel on whose type begins with a prefix. No prefix begins with another.
+type Route struct{ Prefix, Topic string }
+
+var routes = []Route{{"sensor.", TopicSensor}, {"user.", TopicUser}}
+
+// Routes returns the routes of events. What none of them is for travels on [TopicSystem].
+func Routes() []Route { return slices.Clone(routes) }
+
 // Topics returns every topic that events travel on.
-func Topics() []string { return []string{TopicSensor, TopicUser, TopicSystem} }
+func Topics() []string {
+	var topics []string
+	for _, r := range append(Routes(), Route{Topic: TopicSystem}) {
+		if !slices.Contains(topics, r.Topic) {
+			topics = append(topics, r.Topic)
+		}
+	}
+	return topics
+}
 
 // Topic returns the topic that events of a type travel on.
 func Topic(eventType string) string {
-	switch family(eventType) {
-	case "sensor":
-		return TopicSensor
-	case "user":
-		return TopicUser
-	default:
-		return TopicSystem
+	for i := range routes {
+		if strings.HasPrefix(eventType, routes[i].Prefix) {
+			return routes[i].Topic
+		}
 	}
+	return TopicSystem
 }
 
 // DeadLetterTopic returns the topic that the dead letters of a topic are published on.
 func DeadLetterTopic(topic string) string { return topic + ".dlq" }
-
-func family(eventType string) string {
-	for i := range len(eventType) {
-		if eventType[i] == '.' {
-			return eventType[:i]
-		}
-	}
-	return ""
-}
 
 // Unmarshal reads an envelope from the bus or the outbox. Members that it does not know are ignored, so that a newer
 // writer does not stop an older reader. Others can write to the bus too, so what the database could not hold is refused

@@ -248,6 +248,12 @@ func TestTopic(t *testing.T) {
 		require.Equal(t, want, event.Topic(eventType), eventType)
 	}
 	require.Equal(t, []string{"sensor-events", "user-actions", "system-events"}, event.Topics())
+	for i, r := range event.Routes() {
+		require.Equal(t, r.Topic, event.Topic(r.Prefix+"x"))
+		for j, other := range event.Routes() {
+			require.True(t, i == j || !strings.HasPrefix(other.Prefix, r.Prefix), "an event has one route")
+		}
+	}
 	require.Equal(t, "sensor-events.dlq", event.DeadLetterTopic(event.TopicSensor))
 }
 

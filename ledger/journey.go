@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
@@ -21,18 +22,6 @@ type Bus interface {
 	Find(ctx context.Context, id uuid.UUID, topic, key string, notBefore time.Time) (BusPlace, error)
 }
 
-// Journeys tells the way of single events. It may be used concurrently.
-type Journeys struct {
-	events    *pgxpool.Pool
-	consumers []Consumer
-	bus       Bus
-}
-
-// NewJourneys returns the journeys of events in the database of events, over bus, to consumers; all stay the caller's.
-func NewJourneys(events *pgxpool.Pool, consumers []Consumer, bus Bus) *Journeys {
-	return &Journeys{events: events, consumers: consumers, bus: bus}
-}
-
 // travelled is what the database of the log knows of an event.
 type travelled struct {
 	event.Envelope
@@ -41,52 +30,90 @@ type travelled struct {
 	cursor        int64
 }
 
+// stop is what one consumer's database says of an event.
+type stop struct {
+	consumerView
+	letters []JourneyLetter
+}
+
 // Journey returns the journey of an event. An event that nobody knows is [fault.ErrNotFound]; other errors wrap
-// [fault.ErrUnavailable]. A bus that does not answer is no error: its stage is unknown.
-func (j *Journeys) Journey(ctx context.Context, id uuid.UUID) (Journey, error) {
-	journey := Journey{EventID: id, Status: StepDone, Steps: []Step{}, DeadLetters: []JourneyLetter{}}
+// [fault.ErrUnavailable]. A bus that does not answer is no error, nor is a consumer's database: its stage is unknown.
+func (r *Reader) Journey(ctx context.Context, id uuid.UUID) (Journey, error) {
+	j := Journey{EventID: id, Status: StepDone, Steps: []Step{}, DeadLetters: []JourneyLetter{}}
 	var e travelled
-	err := snapshot(ctx, j.events, func(tx pgx.Tx) (err error) {
+	err := snapshot(ctx, r.cfg.Events, func(tx pgx.Tx) (err error) {
 		if e, err = readTravelled(ctx, tx, id); err != nil {
 			return err
 		}
-		return addLetters(ctx, tx, &journey, id, "ingestion", "relay")
+		j.DeadLetters, err = lettersOf(ctx, tx, id, "ingestion", "relay")
+		return err
 	})
 	if err != nil {
 		return Journey{}, fmt.Errorf("read journey: %w", fault.Unavailable(err))
 	}
-	for _, c := range j.consumers {
-		if err := addLetters(ctx, c.Pool, &journey, id, c.Name); err != nil {
-			return Journey{}, fmt.Errorf("read dead letters of %s: %w", c.Name, fault.Unavailable(err))
-		}
+	stops := r.stops(ctx, &e)
+	for i := range stops {
+		j.DeadLetters = append(j.DeadLetters, stops[i].letters...)
 	}
 	if !e.found {
-		if len(journey.DeadLetters) == 0 {
-			return Journey{}, fault.ErrNotFound
-		}
-		refused(&journey)
-		return journey, nil
+		return j.unknown(stops)
 	}
-	journey.EventType, journey.AggregateID = e.Type, e.AggregateID
-	journey.CorrelationID, journey.Source = e.Metadata.CorrelationID, e.Metadata.Source
-	add(&journey, "", Step{Stage: StageReceived, Status: StepDone, At: &e.IngestedAt})
-	add(&journey, StageOutbox, stored(&e))
+	j.EventType, j.AggregateID = e.Type, e.AggregateID
+	j.CorrelationID, j.Source = e.Metadata.CorrelationID, e.Metadata.Source
+	add(&j, "", Step{Stage: StageReceived, Status: StepDone, At: &e.IngestedAt})
+	add(&j, StageOutbox, stored(&e))
 	if !e.logged {
-		return journey, nil
+		return j, nil
 	}
 	var applied []Step
-	for _, c := range j.consumers {
-		step, err := c.applied(ctx, &e, journey.DeadLetters)
+	for i := range stops {
+		step, err := r.applied(ctx, &stops[i], &e, j.DeadLetters)
 		if err != nil {
-			return Journey{}, fmt.Errorf("read what %s has applied: %w", c.Name, fault.Unavailable(err))
+			return Journey{}, fmt.Errorf("read what %s has applied: %w", stops[i].Name, err)
 		}
 		applied = append(applied, step)
 	}
-	add(&journey, StageRelay, j.published(ctx, &e, applied, journey.DeadLetters))
+	add(&j, StageRelay, r.published(ctx, &e, applied, j.DeadLetters))
 	for _, step := range applied {
-		add(&journey, step.Consumer, step)
+		add(&j, step.Consumer, step)
 	}
-	return journey, nil
+	return j, nil
+}
+
+// stops asks all consumers at once.
+func (r *Reader) stops(ctx context.Context, e *travelled) []stop {
+	stops := make([]stop, len(r.cfg.Consumers))
+	var all sync.WaitGroup
+	for i := range stops {
+		s := &stops[i]
+		s.Consumer = &r.cfg.Consumers[i]
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+			defer cancel()
+			s.err = snapshot(ctx, s.Pool, func(tx pgx.Tx) (err error) {
+				if s.letters, err = lettersOf(ctx, tx, e.ID, s.Name); err != nil {
+					return err
+				}
+				return s.readPositions(ctx, tx, []string{event.Topic(e.Type)})
+			})
+		})
+	}
+	all.Wait()
+	return stops
+}
+
+// unknown returns the journey of an event that is neither in the log nor in the outbox.
+func (j *Journey) unknown(stops []stop) (Journey, error) {
+	if len(j.DeadLetters) > 0 {
+		refused(j)
+		return *j, nil
+	}
+	for i := range stops {
+		if s := &stops[i]; s.err != nil { // it may have a dead letter there
+			return Journey{}, fmt.Errorf("read dead letters of %s: %w", s.Name, fault.Unavailable(s.err))
+		}
+	}
+	return Journey{}, fault.ErrNotFound
 }
 
 // add appends a step; place is where an event waits that has not done it.
@@ -95,7 +122,9 @@ func add(j *Journey, place string, s Step) {
 	switch {
 	case s.Status == StepDeadLettered:
 		j.Status, j.WaitingAt = StepDeadLettered, ""
-	case s.Status == StepWaiting && j.Status == StepDone:
+	case s.Status == StepUnknown && s.Stage == StageApplied && j.Status == StepDone:
+		j.Status = StepUnknown
+	case s.Status == StepWaiting && (j.Status == StepDone || j.Status == StepUnknown):
 		j.Status, j.WaitingAt = StepWaiting, place
 	}
 }
@@ -146,7 +175,7 @@ func unresolved(letters []JourneyLetter, consumer string) *JourneyLetter {
 }
 
 // published asks the bus where the event is, if it can be there.
-func (j *Journeys) published(ctx context.Context, e *travelled, applied []Step, letters []JourneyLetter) Step {
+func (r *Reader) published(ctx context.Context, e *travelled, applied []Step, letters []JourneyLetter) Step {
 	s := Step{Stage: StagePublished, Status: StepDone, Topic: event.Topic(e.Type)}
 	if l := unresolved(letters, "relay"); l != nil {
 		s.Status, s.At, s.Detail = StepDeadLettered, &l.FailedAt, l.Error
@@ -164,7 +193,7 @@ func (j *Journeys) published(ctx context.Context, e *travelled, applied []Step, 
 	if e.sequencedAt != nil {
 		notBefore = *e.sequencedAt
 	}
-	place, err := j.bus.Find(ctx, e.ID, s.Topic, e.AggregateID, notBefore)
+	place, err := r.cfg.Bus.Find(ctx, e.ID, s.Topic, e.AggregateID, notBefore)
 	switch {
 	case err != nil:
 		s.Status, s.Detail = StepUnknown, "it was published, but the bus can't be asked now where it is"
@@ -180,36 +209,59 @@ func (j *Journeys) published(ctx context.Context, e *travelled, applied []Step, 
 	return s
 }
 
-// applied tells whether a consumer has applied an event.
-func (c *Consumer) applied(ctx context.Context, e *travelled, letters []JourneyLetter) (Step, error) {
+// applied tells whether a consumer has applied an event: its place in the event's partition says so, unless the counts
+// of the consumer say that it has passed events that it did not handle.
+func (r *Reader) applied(ctx context.Context, c *stop, e *travelled, letters []JourneyLetter) (Step, error) {
 	s := Step{Stage: StageApplied, Consumer: c.Name, Status: StepWaiting}
-	types := c.Projections(e.Type)
-	if len(types) == 0 {
-		s.Status, s.Detail = StepSkipped, "events of this type have no projection"
+	topic := event.Topic(e.Type)
+	if s.Detail = c.skips(e.Type); s.Detail != "" {
+		s.Status = StepSkipped
+		return s, nil
+	}
+	if c.err != nil {
+		s.Status, s.Detail = StepUnknown, "its database can't be read now"
 		return s, nil
 	}
 	if l := unresolved(letters, c.Name); l != nil {
 		s.Status, s.At, s.Detail = StepDeadLettered, &l.FailedAt, l.Error
 		return s, nil
 	}
-	var rows int
-	var at *time.Time
-	var last bool
-	err := c.Pool.QueryRow(ctx, `SELECT count(*), max(updated_at), coalesce(bool_and(position = $3), false) FROM projections
-		WHERE projection_type = ANY ($1) AND aggregate_id = $2 AND position >= $3`, types, e.AggregateID, e.Metadata.Position).Scan(&rows, &at, &last)
+	place := c.at(topic, e.AggregateID)
+	if place.position < e.Metadata.Position || unresolved(letters, "relay") != nil {
+		return s, nil
+	}
+	a, err := r.account(ctx)
 	if err != nil {
 		return s, err
 	}
-	if rows < len(types) {
+	if slices.Contains(a.doubt[c.Name], topic) {
+		s.Status, s.Detail = StepUnknown, "it has passed this event; the ledger shows that it has lost events of "+topic+", or applied some twice"
 		return s, nil
 	}
-	utc := at.UTC()
-	s.Status, s.At, s.AtLatest = StepDone, &utc, !last
+	s.Status, s.At, s.AtLatest = StepDone, &place.at, place.position > e.Metadata.Position
+	if c.Changed == nil {
+		return s, nil
+	}
+	position, at, err := c.Changed(ctx, e.Type, e.AggregateID)
+	if err == nil && position >= e.Metadata.Position { // nearer than what the partition says; without it that has to do
+		s.At, s.AtLatest = &at, position > e.Metadata.Position
+	}
 	return s, nil
 }
 
+// skips returns why a consumer has nothing to do with events of a type, or nothing if it has.
+func (c *Consumer) skips(eventType string) string {
+	switch {
+	case !slices.Contains(c.Topics, event.Topic(eventType)):
+		return "it does not read " + event.Topic(eventType)
+	case c.Skips != nil:
+		return c.Skips(eventType)
+	}
+	return ""
+}
+
 func readTravelled(ctx context.Context, tx pgx.Tx, id uuid.UUID) (travelled, error) {
-	var e travelled
+	e := travelled{Envelope: event.Envelope{ID: id}}
 	var metadata []byte
 	err := tx.QueryRow(ctx, `
 		SELECT event_type, aggregate_id, ingested_at, metadata::text, position, sequenced_at, (SELECT position FROM relay_cursor WHERE name = 'bus')
@@ -228,7 +280,7 @@ func readTravelled(ctx context.Context, tx pgx.Tx, id uuid.UUID) (travelled, err
 	}
 	position := e.Metadata.Position
 	_ = json.Unmarshal(metadata, &e.Metadata) // what a stranger wrote there does not keep the event from having a journey
-	e.ID, e.Metadata.Position, e.found = id, position, true
+	e.Metadata.Position, e.found = position, true
 	e.IngestedAt = e.IngestedAt.UTC()
 	if e.sequencedAt != nil {
 		*e.sequencedAt = e.sequencedAt.UTC()
@@ -236,16 +288,11 @@ func readTravelled(ctx context.Context, tx pgx.Tx, id uuid.UUID) (travelled, err
 	return e, nil
 }
 
-// querier is a pool or a transaction.
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-func addLetters(ctx context.Context, q querier, j *Journey, id uuid.UUID, consumers ...string) error {
-	rows, err := q.Query(ctx, `SELECT dlq_id, consumer, status, failed_at, error_message FROM dlq
+func lettersOf(ctx context.Context, tx pgx.Tx, id uuid.UUID, consumers ...string) ([]JourneyLetter, error) {
+	rows, err := tx.Query(ctx, `SELECT dlq_id, consumer, status, failed_at, error_message FROM dlq
 		WHERE event_id = $1 AND consumer = ANY ($2) ORDER BY failed_at, dlq_id LIMIT 100`, id, consumers)
 	if err != nil {
-		return fmt.Errorf("look for dead letters: %w", err)
+		return nil, fmt.Errorf("look for dead letters: %w", err)
 	}
 	letters, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l JourneyLetter, err error) {
 		err = row.Scan((*[16]byte)(&l.ID), &l.Consumer, &l.Status, &l.FailedAt, &l.Error)
@@ -253,8 +300,7 @@ func addLetters(ctx context.Context, q querier, j *Journey, id uuid.UUID, consum
 		return l, err
 	})
 	if err != nil {
-		return fmt.Errorf("look for dead letters: %w", err)
+		return nil, fmt.Errorf("look for dead letters: %w", err)
 	}
-	j.DeadLetters = append(j.DeadLetters, letters...)
-	return nil
+	return letters, nil
 }

@@ -21,7 +21,7 @@ type Ledger struct {
 	DeadLettered map[string]DeadLetterCounts `json:"dead_lettered"` // by consumer; rows
 	Pending      map[string]int64            `json:"pending"`       // by stage; negative if there is more than came in
 	Lag          map[string]Lag              `json:"lag"`           // by stage; the outbox is the relay's
-	Missing      []Missing                   `json:"missing"`       // the stages whose pending is not zero
+	Missing      []Missing                   `json:"missing"`       // what keeps it from being balanced
 	Topics       []TopicCounts               `json:"topics"`
 	Consumers    []ConsumerCounts            `json:"consumers"`
 }
@@ -36,13 +36,13 @@ type DeadLetterCounts struct {
 // Lag is how far a stage is behind.
 type Lag struct {
 	Events  int64   `json:"events"`
-	Seconds float64 `json:"seconds"` // since the oldest of them came in
+	Seconds float64 `json:"seconds"` // since the oldest of them came in, at a consumer the oldest that was found
 }
 
-// Missing is a stage at which events are neither done nor dead letters.
+// Missing is a stage at which events are neither done nor dead letters, or of which nothing can be said.
 type Missing struct {
 	Stage  string `json:"stage"`
-	Events int64  `json:"events"` // negative: that many too many
+	Events int64  `json:"events"` // negative: that many too many; zero: unknown
 	Detail string `json:"detail"`
 }
 
@@ -62,8 +62,6 @@ type ConsumerCounts struct {
 	Applied      int64    `json:"applied"`
 	DeadLettered int64    `json:"dead_lettered"` // events that are not applied unless they are replayed
 	Pending      int64    `json:"pending"`
-	// Complete is false if the counts of the consumer began after its first event; then nothing can be said to be pending.
-	Complete bool `json:"complete"`
 }
 
 // Stages of a journey, and of the ledger.

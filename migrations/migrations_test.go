@@ -27,7 +27,7 @@ const (
 
 // owned are the tables of each service, without those of goose.
 var owned = map[string][]string{
-	ingestion:    {"outbox", "event_store", "relay_cursor"},
+	ingestion:    {"outbox", "event_store", "relay_cursor", "relay_counts"},
 	eventhandler: {"projections"},
 }
 

@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/api"
+	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
@@ -75,35 +77,42 @@ func (p *platform) owner(ctx context.Context, table, ownerURL string) (*pgxpool.
 	}
 }
 
-// apiAccounts tells the query API where events are.
-type apiAccounts struct {
-	*ledger.Reader
-	*ledger.Journeys
+// accounts is the ledger of all consumers.
+func (p *platform) accounts(events, projections *pgxpool.Pool) *ledger.Reader {
+	return ledger.NewReader(ledger.Config{
+		Events:    events,
+		Consumers: []ledger.Consumer{projector(projections, store.NewReader(projections, events))},
+		Bus:       kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Log: p.log}),
+		Now:       p.now,
+		Log:       p.log,
+	})
 }
 
-func (p *platform) accounts(events, projections *pgxpool.Pool) apiAccounts {
-	consumers := []ledger.Consumer{projector(projections)}
-	return apiAccounts{
-		ledger.NewReader(events, consumers, p.now),
-		ledger.NewJourneys(events, consumers, kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Log: p.log})),
-	}
-}
-
-// projector is the event handler as a consumer of events.
-func projector(pool *pgxpool.Pool) ledger.Consumer {
-	c := ledger.Consumer{Name: routers.Eventhandler, Pool: pool}
-	for _, p := range routers.Projections() {
-		if !slices.Contains(c.Topics, p.Topic) {
-			c.Topics = append(c.Topics, p.Topic)
-		}
-	}
-	c.Projections = func(eventType string) (types []string) {
-		for _, p := range routers.Projections() {
-			if p.Applies(eventType) {
-				types = append(types, p.Type)
+// projector is the event handler as the ledger sees it.
+func projector(pool *pgxpool.Pool, reader *store.Reader) ledger.Consumer {
+	projections := handlers.Projections()
+	return ledger.Consumer{
+		Name: routers.Eventhandler, Topics: handlers.Topics(projections), Pool: pool, Partition: kafka.PartitionOf,
+		Skips: func(eventType string) string {
+			if slices.ContainsFunc(projections, func(p handlers.Projection) bool { return p.Applies(eventType) }) {
+				return ""
 			}
-		}
-		return types
+			return "events of this type have no projection"
+		},
+		Changed: func(ctx context.Context, eventType, aggregateID string) (position int64, at time.Time, err error) {
+			for _, p := range projections {
+				if !p.Applies(eventType) {
+					continue
+				}
+				row, err := reader.Projection(ctx, p.Type, aggregateID)
+				if err != nil && !errors.Is(err, fault.ErrNotFound) {
+					return 0, time.Time{}, err
+				}
+				if row.UpdatedAt.After(at) {
+					position, at = row.Position, row.UpdatedAt
+				}
+			}
+			return position, at, nil
+		},
 	}
-	return c
 }

@@ -38,27 +38,30 @@ CREATE INDEX event_store_time ON event_store USING brin (event_time);
 
 -- How far the relay has published: everything up to position has been acknowledged by the bus.
 CREATE TABLE relay_cursor (
-    name          text        PRIMARY KEY,
-    position      bigint      NOT NULL,
-    updated_at    timestamptz NOT NULL DEFAULT now(),
-    -- The ledger: how many events of each topic the log holds up to the position "counted", so that nobody has to count
-    -- millions. Whoever moves the cursor counts what it passes in the same statement. counted is not always the cursor:
-    -- one that is set back, to publish again, passes the same events twice, and they count once.
-    counted       bigint      NOT NULL DEFAULT 0,
-    sensor_events bigint      NOT NULL DEFAULT 0,
-    user_actions  bigint      NOT NULL DEFAULT 0,
-    system_events bigint      NOT NULL DEFAULT 0,
+    name       text        PRIMARY KEY,
+    position   bigint      NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Up to where relay_counts has counted. It is not always the cursor: one that is set back, to publish again, passes
+    -- the same events twice, and they count once.
+    counted    bigint      NOT NULL DEFAULT 0,
     -- Rows of the outbox that were not stored again because their event_id was there.
-    duplicates    bigint      NOT NULL DEFAULT 0,
+    duplicates bigint      NOT NULL DEFAULT 0,
     -- Up to which id of the outbox the relay has taken everything: readers need not walk over what it has deleted, which
     -- an old transaction of any session keeps vacuum from removing.
-    floor         bigint      NOT NULL DEFAULT 0
+    floor      bigint      NOT NULL DEFAULT 0
 );
 INSERT INTO relay_cursor (name, position) VALUES ('bus', 0);
+
+-- How many events of each topic the log holds up to the position "counted", so that nobody has to count millions.
+-- Whoever moves the cursor counts what it passes in the same transaction.
+CREATE TABLE relay_counts (
+    topic  text   PRIMARY KEY,
+    events bigint NOT NULL
+) WITH (fillfactor = 10); -- few rows that are rewritten all the time
 
 -- +goose Down
 -- Other services of this database may share the tables of dead letters, so only our own rows go.
 DELETE FROM dlq WHERE consumer IN ('ingestion', 'relay');
 DELETE FROM dlq_replay_letters WHERE replay_id IN (SELECT replay_id FROM dlq_replays WHERE service = 'ingestion');
 DELETE FROM dlq_replays WHERE service = 'ingestion';
-DROP TABLE relay_cursor, event_store, outbox;
+DROP TABLE relay_counts, relay_cursor, event_store, outbox;

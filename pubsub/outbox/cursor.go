@@ -2,25 +2,39 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cornjacket/platform-services/event"
 )
 
 // cursor is what relay_cursor says: how far the bus has acknowledged, and how far the events of the log are counted.
 type cursor struct{ position, counted int64 }
 
+// lockCursor makes whoever moves the cursor or takes an event back out of the log wait for the other.
+const lockCursor = `SELECT counted FROM relay_cursor WHERE name = 'bus' FOR UPDATE`
+
 // moveCursor moves the cursor and counts, per topic, the events that it passes. The counts are those of the log itself
 // and move with the cursor or not at all; that counted is still where it was keeps two relays, of which one does not
 // know yet that it has lost the lock, from counting the same events. The floor, which only spares readers work, goes along.
 const moveCursor = `
-UPDATE relay_cursor SET position = $2, counted = greatest(counted, $2), floor = $3, updated_at = now(),
-	sensor_events = sensor_events + n.sensor, user_actions = user_actions + n.users,
-	system_events = system_events + n.total - n.sensor - n.users
-FROM (
-	SELECT count(*) AS total, count(*) FILTER (WHERE event_type LIKE 'sensor.%') AS sensor,
-		count(*) FILTER (WHERE event_type LIKE 'user.%') AS users
-	FROM event_store WHERE position > $1 AND position <= $2
-) AS n
-WHERE name = 'bus' AND counted = $1 AND position <= $2`
+WITH moved AS (
+	UPDATE relay_cursor SET position = $2, counted = greatest(counted, $2), floor = $3, updated_at = now()
+	WHERE name = 'bus' AND counted = $1 AND position <= $2
+	RETURNING 1
+), counts AS (
+	INSERT INTO relay_counts (topic, events)
+	SELECT coalesce(r.topic, $6), sum(n.events)
+	FROM (
+		SELECT event_type, count(*) AS events FROM event_store WHERE position > $1 AND position <= $2 GROUP BY 1
+	) AS n LEFT JOIN unnest($4::text[], $5::text[]) AS r (prefix, topic) ON starts_with(n.event_type, r.prefix)
+	WHERE EXISTS (SELECT FROM moved)
+	GROUP BY 1
+	ON CONFLICT (topic) DO UPDATE SET events = relay_counts.events + excluded.events
+)
+SELECT FROM moved`
 
 // writeCursor saves how far the bus has acknowledged. It is called by one goroutine at a time.
 func (s *Subscriber) writeCursor(ctx context.Context) error {
@@ -41,14 +55,35 @@ func (s *Subscriber) writeCursor(ctx context.Context) error {
 			s.saved = known
 			return nil
 		}
-		tag, err := s.pool.Exec(ctx, moveCursor, known.counted, to, s.floor.Load())
+		moved, err := s.moveCursor(ctx, known, to)
 		if err != nil {
 			return fmt.Errorf("save relay cursor: %w", err)
 		}
-		if tag.RowsAffected() == 1 {
+		if moved {
 			s.saved = &cursor{position: to, counted: max(known.counted, to)}
 			return nil
 		}
 		// Another relay has moved it since we read it.
 	}
+}
+
+// moveCursor reports whether the cursor was where it is known to be, and is moved. Both statements are one transaction
+// that travels in one piece: a relay that freezes can't hold the lock.
+func (s *Subscriber) moveCursor(ctx context.Context, from *cursor, to int64) (moved bool, err error) {
+	var prefixes, topics []string
+	for _, r := range event.Routes() {
+		prefixes, topics = append(prefixes, r.Prefix), append(topics, r.Topic)
+	}
+	var b pgx.Batch
+	b.Queue(lockCursor)
+	b.Queue(moveCursor, from.counted, to, s.floor.Load(), prefixes, topics, event.TopicSystem).QueryRow(func(row pgx.Row) error {
+		err := row.Scan()
+		moved = err == nil
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	err = s.pool.SendBatch(ctx, &b).Close()
+	return moved, err
 }
