@@ -83,7 +83,7 @@ func (p *platform) startQuery(ctx context.Context) error {
 	reader := store.NewReader(projections, events)
 	p.serve(port, func(mux *http.ServeMux) {
 		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: p.log, Version: Version})
-		api.MountLedger(a, api.LedgerConfig{Accounts: p.accounts(events, projections), Log: p.log})
+		api.MountLedger(a, p.accounts(events, projections))
 	})
 	checks := []health.Check{postgresCheck(projections)}
 	if events != projections {
