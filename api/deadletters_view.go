@@ -215,7 +215,7 @@ type BulkReplayRequest struct {
 	Status string `json:"status,omitempty" enum:"pending" doc:"Others can't be replayed."`
 	LetterFilter
 	Rate   float64 `json:"rate,omitempty" minimum:"0.01" maximum:"10000" default:"100" doc:"Most letters a second."`
-	DryRun bool    `json:"dry_run,omitempty" doc:"Count only."`
+	DryRun bool    `json:"dry_run" required:"false" doc:"Count only."`
 }
 
 // DryRun is what a bulk replay would be about.
