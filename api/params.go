@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
 )
 
 // Paging are the parameters of every list.
@@ -77,9 +78,11 @@ func (m Moment) IsZero() bool { return m.at.IsZero() }
 // uuidSchema describes a UUID in its one form: uuid.Parse also takes urn:uuid:, braces and bare hex.
 type uuidSchema string
 
+const uuidLength = 36
+
 // Schema describes the type; see [huma.SchemaProvider].
 func (uuidSchema) Schema(huma.Registry) *huma.Schema {
-	length := 36
+	length := uuidLength
 	return &huma.Schema{Type: huma.TypeString, Format: "uuid", MinLength: &length, MaxLength: &length}
 }
 
@@ -127,6 +130,8 @@ func textRule(s string, schema *huma.Schema) string {
 	switch {
 	case s == "":
 		return "must not be empty"
+	case schema.Format == "uuid" && (len(s) != uuidLength || uuid.Validate(s) != nil):
+		return "must be a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e"
 	case schema.MaxLength != nil && len(s) > *schema.MaxLength:
 		return fmt.Sprintf("must be at most %d bytes, is %d", *schema.MaxLength, len(s))
 	case !utf8.ValidString(s):

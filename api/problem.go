@@ -68,14 +68,21 @@ func (p *Problem) retryAfter(seconds int) *Problem {
 	return p.with("Retry-After", strconv.Itoa(seconds))
 }
 
-// The framework's settings are global: its problems are ours, members of a body are told from each other by case as in
-// [encoding/json/v2], and an empty list is a list.
+// The framework's settings are global: its problems and their words are ours, members of a body are told from each other
+// by case as in [encoding/json/v2], and an empty list is a list.
 func init() {
 	huma.NewError = func(status int, detail string, errs ...error) huma.StatusError {
 		return invalid(status, detail, errs)
 	}
 	huma.ValidateStrictCasing = true
 	huma.DefaultArrayNullable = false
+	validation.MsgUnexpectedProperty = "is not known here"
+	validation.MsgExpectedOneOf = "must be one of %s"
+	validation.MsgExpectedMinimumNumber = "must be at least %v"
+	validation.MsgExpectedMaximumNumber = "must be at most %v"
+	validation.MsgExpectedMinLength = "must have at least %d characters"
+	validation.MsgExpectedMaxLength = "must have at most %d characters"
+	validation.MsgExpectedBePattern = "must be %s"
 }
 
 // wrongTypes are what the framework says of a member of another JSON type.

@@ -218,6 +218,18 @@ func TestBadParameters(t *testing.T) {
 			require.Equal(t, location, p.Errors[0].Location, p.Detail)
 		})
 	}
+	for query, detail := range map[string]string{
+		"events?colour=red":      "colour: is not known, query parameters are aggregate_id, cursor, event_type, from, limit, to",
+		"events?limit=0":         "limit: must be at least 1",
+		"events?limit=1001":      "limit: must be at most 1000",
+		"events?limit=1&limit=2": "limit: must be given once",
+		"events?cursor=!":        "cursor: must be a next_cursor that this API has given out",
+		"events?aggregate_id=":   "aggregate_id: must not be empty",
+		"events/7":               "event_id: must be a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e",
+		"events?from=now":        "from: must be an RFC 3339 time such as 2026-02-07T10:00:00Z; the '+' of an offset is written %2B in a URL",
+	} {
+		require.Equal(t, detail, get(t, base+query).problem(t, 422).Detail)
+	}
 	for _, query := range []string{"events?limit=%zz", "events?a=1;b=2"} {
 		get(t, base+query).problem(t, 400)
 	}
