@@ -90,9 +90,12 @@ func (uuidSchema) Schema(huma.Registry) *huma.Schema {
 // is known, given once, not empty, printable UTF-8, and in bytes no longer than its schema says in characters. A
 // mistyped filter that is ignored would select everything.
 func checkParams(r *http.Request, op *huma.Operation) error {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return mistake(http.StatusBadRequest, "query", "must be URL-encoded name=value pairs joined by '&'")
+	var query url.Values
+	if r.URL.RawQuery != "" {
+		var err error
+		if query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+			return mistake(http.StatusBadRequest, "query", "must be URL-encoded name=value pairs joined by '&'")
+		}
 	}
 	var known []string
 	for _, p := range op.Parameters {
