@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -156,15 +155,6 @@ func securitySchemes() map[string]*huma.SecurityScheme {
 	}}
 }
 
-// describe adds to an operation what all have in common: who may use it, and limits of the port.
-func describe(op *huma.Operation) {
-	if op.Responses == nil {
-		op.Responses = make(map[string]*huma.Response)
-	}
-	op.Responses[strconv.Itoa(http.StatusRequestHeaderFieldsTooLarge)] = headersTooLarge()
-	secure(op)
-}
-
 // secure says in the document what an operation needs, and how it is refused without. The empty requirement stands for
 // ports that ask for no tokens.
 func secure(op *huma.Operation) {
@@ -173,12 +163,6 @@ func secure(op *huma.Operation) {
 		return
 	}
 	op.Security = []map[string][]string{{bearerScheme: {string(scope)}}, {}}
-	for code, why := range map[int]string{
-		http.StatusUnauthorized: "This port asks for a bearer token, and there was none or one that is not known.",
-		http.StatusForbidden:    "The bearer token does not have the scope " + string(scope) + ".",
-	} {
-		answer := problemAnswer(code, why)
-		answer.Headers["WWW-Authenticate"] = &huma.Header{Required: true, Schema: text(""), Description: "RFC 6750."}
-		op.Responses[strconv.Itoa(code)] = answer
-	}
+	op.Responses["401"] = &huma.Response{Description: "This port asks for a bearer token, and there was none or one that is not known."}
+	op.Responses["403"] = &huma.Response{Description: "The bearer token does not have the scope " + string(scope) + "."}
 }

@@ -1,16 +1,20 @@
-// Package api is the HTTP side of the platform: ingestion and query, problem details (RFC 9457), correlation, and an
-// OpenAPI 3.1 document of each port at /openapi.json. It does no I/O beside HTTP: what it reads and writes goes
-// through its own small interfaces.
+// Package api is the HTTP side of the platform: ingestion, query and dead letters, problem details (RFC 9457),
+// correlation, and an OpenAPI 3.1 document of each port at /openapi.json. It does no I/O beside HTTP: what it reads and
+// writes goes through its own small interfaces.
+//
+// The framework is huma: the input and output structs of an operation are its wire format, its schema and its
+// validation. Only the two operations that take events in are written by hand.
 package api
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
-	"slices"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +22,9 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	jsonx "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
 )
 
 // defaultTimeout is how long a request may wait for what stands behind the API.
@@ -26,8 +33,10 @@ const defaultTimeout = 10 * time.Second
 // API is the HTTP interface of one port: operations and the document that describes them. Operations are added before
 // the port serves, not while it does.
 type API struct {
-	huma huma.API
-	log  *slog.Logger
+	huma.API
+	log     *slog.Logger
+	timeout time.Duration // how long one request may take
+	bodies  bodies        // of operations that huma reads the body for
 }
 
 // Info names an API in its document.
@@ -37,30 +46,44 @@ type Info struct {
 
 // New starts the API of a port on mux and serves its document at /openapi.json. The mux must be served through [Wrap].
 func New(mux *http.ServeMux, log *slog.Logger, info Info) *API {
-	format := huma.Format{
-		Marshal:   func(w io.Writer, v any) error { return jsonx.MarshalWrite(w, v, jsonOut) },
-		Unmarshal: func(data []byte, v any) error { return jsonx.Unmarshal(data, v) },
-	}
+	schemas := huma.NewMapRegistry("#/components/schemas/", schemaName)
+	schemas.RegisterTypeAlias(reflect.TypeFor[uuid.UUID](), reflect.TypeFor[uuidSchema]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[map[string]any]())
+	schemas.Schema(reflect.TypeFor[Problem](), true, "")
+	format := huma.Format{Marshal: writeAs, Unmarshal: readAs}
 	config := huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",
 			Info:    &huma.Info{Title: info.Title, Description: info.Description, Version: info.Version},
 			// A relative server: the document is right behind a gateway too.
-			Servers: []*huma.Server{{URL: "/"}},
-			Components: &huma.Components{
-				Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
-				SecuritySchemes: securitySchemes(),
-			},
+			Servers:    []*huma.Server{{URL: "/"}},
+			Components: &huma.Components{Schemas: schemas, SecuritySchemes: securitySchemes()},
 		},
-		Formats:       map[string]huma.Format{"application/json": format, "json": format},
-		DefaultFormat: "application/json",
+		Formats:       map[string]huma.Format{mediaJSON: format, "json": format},
+		DefaultFormat: mediaJSON,
+		Transformers: []huma.Transformer{func(ctx huma.Context, _ string, v any) (any, error) {
+			if p, ok := v.(*Problem); ok {
+				p.CorrelationID = CorrelationID(ctx.Context())
+			}
+			return v, nil
+		}},
 	}
-	a := &API{huma: humago.New(mux, config), log: log}
-	a.define("Problem", problemSchema())
+	a := &API{
+		API: humago.New(mux, config), log: orDefault(log), timeout: defaultTimeout,
+		bodies: bodies{semaphore.NewWeighted(16 * maxOptionalBody)},
+	}
+	a.UseMiddleware(a.admit)
 	mux.HandleFunc("GET /openapi.json", a.serveDocument(sync.OnceValues(func() ([]byte, error) {
-		return json.Marshal(a.huma.OpenAPI())
+		return json.Marshal(a.OpenAPI())
 	})))
 	return a
+}
+
+func orDefault(log *slog.Logger) *slog.Logger {
+	if log == nil {
+		return slog.Default()
+	}
+	return log
 }
 
 func (a *API) serveDocument(document func() ([]byte, error)) http.HandlerFunc {
@@ -70,32 +93,75 @@ func (a *API) serveDocument(document func() ([]byte, error)) http.HandlerFunc {
 			a.fail(w, r, fmt.Errorf("encode OpenAPI document: %w", err))
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Type", mediaJSON)
 		writeBody(w, http.StatusOK, data)
 	}
 }
 
-// handler answers one operation. The query holds only parameters that the operation documents, each once. An error is
-// for an answer that has not begun: a [*Problem], an [event.Error], one of the errors of this package, or a bug.
-type handler func(w http.ResponseWriter, r *http.Request, query url.Values) error
+// reply is the output of an operation that has nothing but a body.
+type reply[T any] struct{ Body T }
 
-// handle adds an operation to the port and to its document. Which token it needs is not its own choice: see accessRules.
-func (a *API) handle(op *huma.Operation, h handler) {
-	describe(op)
-	var known []string
-	for _, p := range op.Parameters {
-		if p.In == "query" {
-			known = append(known, p.Name)
+// register adds an operation to the port and to its document. The operation may take as long as a request of this API;
+// its error is answered as [problemOf] says. Which token it needs is not its own choice: see accessRules.
+func register[I, O any](a *API, op huma.Operation, h func(context.Context, *I) (O, error)) {
+	op.MaxBodyBytes, op.BodyReadTimeout = -1, -1 // admit has read the body
+	huma.Register(a, op, func(ctx context.Context, in *I) (*reply[O], error) {
+		ctx, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		body, err := h(ctx, in)
+		if err != nil {
+			return nil, a.problem(ctx, op.Method, op.Path, err)
+		}
+		return &reply[O]{body}, nil
+	})
+}
+
+// admit is what each operation has in common before its own input is read.
+func (a *API) admit(ctx huma.Context, next func(huma.Context)) {
+	r, w := humago.Unwrap(ctx)
+	op := ctx.Operation()
+	w.Header()["Cache-Control"] = noStore
+	r.Header.Del("Accept") // there is one format, and nothing to negotiate
+	if isStream(op) {
+		// The request's context ends with the read deadline; each write of the stream has a deadline of its own.
+		rc := http.NewResponseController(w)
+		if err := errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})); err != nil {
+			a.fail(w, r, fmt.Errorf("lift deadlines of a stream: %w", err))
+			return
 		}
 	}
-	slices.Sort(known)
-	a.huma.OpenAPI().AddOperation(op)
-	a.huma.Adapter().Handle(op, func(c huma.Context) {
+	err := checkParams(r, op)
+	if err == nil && op.RequestBody != nil {
+		var held int64
+		held, err = a.readBody(w, r)
+		defer a.bodies.release(held)
+	}
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	next(ctx)
+}
+
+var noStore = []string{"no-store"}
+
+func isStream(op *huma.Operation) bool {
+	ok := op.Responses["200"]
+	return ok != nil && ok.Content["text/event-stream"] != nil
+}
+
+// handler answers an operation that is written by hand. An error is for an answer that has not begun.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+// handle adds an operation whose body is read by its handler.
+func (a *API) handle(op *huma.Operation, h handler) {
+	a.DocumentOperation(op)
+	a.Adapter().Handle(op, func(c huma.Context) {
 		r, w := humago.Unwrap(c)
 		w.Header()["Cache-Control"] = noStore
-		query, err := readQuery(r, known)
+		err := checkParams(r, op)
 		if err == nil {
-			err = h(w, r, query)
+			err = h(w, r)
 		}
 		if err != nil {
 			a.fail(w, r, err)
@@ -103,43 +169,47 @@ func (a *API) handle(op *huma.Operation, h handler) {
 	})
 }
 
-var noStore = []string{"no-store"}
+// jsonOut encodes whatever is stored or was sent: an answer must not fail on what the platform has once accepted.
+var jsonOut = jsonx.JoinOptions(jsontext.AllowInvalidUTF8(true), jsontext.AllowDuplicateNames(true))
 
-// readQuery refuses what the operation does not know: a mistyped filter that is ignored would select everything.
-func readQuery(r *http.Request, known []string) (url.Values, error) {
-	if r.URL.RawQuery == "" {
-		return nil, nil
-	}
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, mistake(http.StatusBadRequest, "query", "must be URL-encoded name=value pairs joined by '&'")
-	}
-	for name, values := range query {
-		if _, ok := slices.BinarySearch(known, name); !ok {
-			if len(known) == 0 {
-				return nil, mistake(http.StatusUnprocessableEntity, clip(name), "is not known, there are no query parameters here")
-			}
-			return nil, mistake(http.StatusUnprocessableEntity, clip(name), "is not known, query parameters are "+strings.Join(known, ", "))
-		}
-		if len(values) > 1 {
-			return nil, mistake(http.StatusUnprocessableEntity, name, "must be given once")
-		}
-	}
-	return query, nil
+// sink remembers that its writer has failed.
+type sink struct {
+	io.Writer
+	failed bool
 }
 
-// clip shortens a name that came from outside, so that a problem stays readable.
-func clip(s string) string {
-	const most = 64
-	if len(s) > most {
-		s = s[:most] + "…"
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
+func (s *sink) Write(p []byte) (int, error) {
+	n, err := s.Writer.Write(p)
+	s.failed = s.failed || err != nil
+	return n, err
 }
 
-// Server returns a server with explicit limits on time and headers; the caller sets the handler. A handler that
-// streams for longer must lift the deadlines of its own request with [http.ResponseController], the read deadline too:
-// the request's context ends with it.
+// writeAs encodes an answer piece by piece: a page can be large. A failed write means that the client has gone: there is
+// nobody to tell.
+func writeAs(w io.Writer, v any) error {
+	to := &sink{Writer: w}
+	if err := jsonx.MarshalWrite(to, v, jsonOut); err != nil && !to.failed {
+		return err
+	}
+	return nil
+}
+
+// readAs decodes a body. What a schema can't say is found here, and told by its member.
+func readAs(data []byte, v any) error {
+	err := jsonx.Unmarshal(data, v)
+	var semantic *jsonx.SemanticError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &semantic) && semantic.Err != nil:
+		return fmt.Errorf("%s: %w", strings.TrimPrefix(string(semantic.JSONPointer), "/"), semantic.Err)
+	default:
+		return errors.New("is not valid JSON")
+	}
+}
+
+// Server returns a server with explicit limits on time and headers; the caller sets the handler. Streams lift the
+// deadlines of their own requests, see [API].
 func Server(log *slog.Logger) *http.Server {
 	return &http.Server{
 		ReadHeaderTimeout: 5 * time.Second,

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,10 +12,15 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/cornjacket/platform-services/event"
 )
 
 const (
 	mediaJSON = "application/json"
+
+	// maxOptionalBody is the size of a body that the framework reads: an event, in base64 or with its quotes escaped.
+	maxOptionalBody = 2 * event.MaxBody
 
 	// What a refused request may still send before its connection is cut. Many clients send the whole body before they
 	// read the answer; without this they see a reset connection in place of the problem.
@@ -40,6 +46,26 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, limit int64) (body
 		drain(w, r)
 	}
 	return body, held, err
+}
+
+// readBody reads the optional JSON body of a request for the framework, within the budget of its port. What it holds of
+// the budget must be released.
+func (a *API) readBody(w http.ResponseWriter, r *http.Request) (held int64, err error) {
+	media, err := mediaType(r)
+	if err == nil && r.Header.Get("Content-Type") != "" && !isJSON(media) && r.ContentLength != 0 {
+		err = wrongMedia(mediaJSON)
+	}
+	if err != nil {
+		drain(w, r)
+		return 0, err
+	}
+	body, held, err := a.bodies.read(w, r, maxOptionalBody)
+	if err != nil {
+		return 0, err
+	}
+	r.Header.Set("Content-Type", mediaJSON)
+	r.Body = io.NopCloser(bytes.NewReader(bytes.TrimSpace(body)))
+	return held, nil
 }
 
 func (b *bodies) release(held int64) { b.budget.Release(held) }

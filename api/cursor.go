@@ -3,15 +3,32 @@ package api
 import (
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+
+	"github.com/go-json-experiment/json"
 )
 
-// A cursor is base64url of: version, fingerprint of the listing, key of the last item that was given out. It is opaque
-// to callers but not secret; what it holds is checked like any other input.
+// Page is a list with a cursor to its continuation.
+type Page[T any] struct {
+	Items []T    `json:"items"`
+	Next  string `json:"next_cursor,omitempty" doc:"Gives the next page as cursor. Absent on the last page."`
+}
+
+// pageOf returns up to limit items; that there are more of them means that there is a next page.
+func pageOf[T any](items []T, limit int, cursor func(last *T) string) Page[T] {
+	if len(items) <= limit {
+		return Page[T]{Items: items}
+	}
+	return Page[T]{Items: items[:limit], Next: cursor(&items[limit-1])}
+}
+
+// A cursor is base64url of: version, fingerprint of the listing, key of the last item that was given out, in
+// JSON. It is opaque to callers but not secret.
 const (
-	cursorVersion     = 1
+	cursorVersion     = 2
 	fingerprintLength = 8
 	cursorPrefix      = 1 + fingerprintLength
 )
@@ -24,51 +41,32 @@ func newListing(parts ...string) listing {
 	return listing(sum[:fingerprintLength])
 }
 
-func (l listing) cursor(key []byte) string {
-	raw := make([]byte, 0, cursorPrefix+len(key))
-	raw = append(raw, cursorVersion)
-	raw = append(raw, l[:]...)
-	return base64.RawURLEncoding.EncodeToString(append(raw, key...))
+// cursor returns the cursor for what comes after an item; key is what its place in the list is known by.
+func (l listing) cursor(key any) string {
+	data, err := json.Marshal(key)
+	if err != nil { // numbers, texts and times: a bug
+		panic(fmt.Errorf("encode cursor: %w", err))
+	}
+	return base64.RawURLEncoding.EncodeToString(slices.Concat([]byte{cursorVersion}, l[:], data))
 }
 
-// key reads a cursor of this listing.
-func (l listing) key(cursor string) ([]byte, error) {
+// after reads a cursor of this listing; without one key stays as it is, and the list starts at its first item. A key
+// that was made up selects other items, and nothing that the caller could not ask for.
+func (l listing) after(cursor string, key any) error {
+	if cursor == "" {
+		return nil
+	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if err != nil || len(raw) <= cursorPrefix || raw[0] != cursorVersion {
-		return nil, errCursor("must be a next_cursor that this API has given out")
+		return errCursor("must be a next_cursor that this API has given out")
 	}
 	if listing(raw[1:cursorPrefix]) != l {
-		return nil, errCursor("belongs to another listing; filters must stay as they were on its first page")
+		return errCursor("belongs to another listing; filters must stay as they were on its first page")
 	}
-	return raw[cursorPrefix:], nil
-}
-
-func (l listing) positionCursor(position int64) string {
-	return l.cursor(binary.BigEndian.AppendUint64(nil, uint64(position))) //nolint:gosec // positions are positive
-}
-
-func (l listing) position(cursor string) (int64, error) {
-	key, err := l.key(cursor)
-	if err != nil {
-		return 0, err
+	if json.Unmarshal(raw[cursorPrefix:], key) != nil || l.cursor(key) != cursor {
+		return errCursor("must be a next_cursor that this API has given out")
 	}
-	if len(key) == 8 {
-		if position := int64(binary.BigEndian.Uint64(key)); position > 0 { //nolint:gosec // the sign is checked
-			return position, nil
-		}
-	}
-	return 0, errCursor("must be a next_cursor that this API has given out")
-}
-
-func (l listing) aggregateID(cursor string) (string, error) {
-	key, err := l.key(cursor)
-	if err != nil {
-		return "", err
-	}
-	if textRule(string(key), maxAggregateID) != "" {
-		return "", errCursor("must be a next_cursor that this API has given out")
-	}
-	return string(key), nil
+	return nil
 }
 
 func errCursor(message string) *Problem {

@@ -2,20 +2,17 @@ package api
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/cornjacket/platform-services/deadletter"
-	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
 )
 
@@ -55,217 +52,133 @@ type DeadLettersConfig struct {
 	Reader    LetterReader
 	Mender    LetterMender
 	Replays   LetterReplays
-	Timeout   time.Duration // how long one request may take; 10 s if zero
 }
 
-// Limits of a bulk replay's rate, in letters a second.
-const (
-	defaultRate = 100
-	maxRate     = 10_000
-)
-
-// maxReplayBody is the size of a request to replay: an event, in base64 or with its quotes escaped.
-const maxReplayBody = 2 * event.MaxBody
-
-// maxReason is the length of the reason for a discard, and of a part of an error message.
-const maxReason = 1024
-
 type letters struct {
-	cfg    DeadLettersConfig
-	bodies bodies
-	log    *slog.Logger
+	DeadLettersConfig
+	log *slog.Logger
 }
 
 // NewDeadLetters returns the API of a port that has no other.
 func NewDeadLetters(mux *http.ServeMux, log *slog.Logger, info Info, cfg DeadLettersConfig) *API {
-	a := New(mux, orDefault(log), info)
+	a := New(mux, log, info)
 	MountDeadLetters(a, cfg)
 	return a
 }
 
 // MountDeadLetters adds the dead letters of a service to the API of its port.
 func MountDeadLetters(a *API, cfg DeadLettersConfig) {
-	if cfg.Timeout == 0 {
-		cfg.Timeout = defaultTimeout
-	}
-	s := &letters{cfg: cfg, bodies: bodies{semaphore.NewWeighted(16 * maxReplayBody)}, log: a.log}
-	defineDeadLetters(a, cfg.Consumers)
-	a.handle(listLettersOperation(cfg.Consumers), s.list)
-	a.handle(getLetterOperation(), s.get)
-	a.handle(replayLetterOperation(), s.replay)
-	a.handle(discardLetterOperation(), s.discard)
-	a.handle(bulkReplayOperation(cfg.Consumers), s.startReplay)
-	a.handle(listReplaysOperation(), s.listReplays)
-	a.handle(getReplayOperation(), s.getReplay)
-	a.handle(cancelReplayOperation(), s.cancelReplay)
+	s := &letters{cfg, a.log}
+	defineConsumers(a, cfg.Consumers)
+	const noLetter = "There is no such dead letter of this service."
+	register(a, huma.Operation{
+		OperationID: "list-dead-letters", Method: http.MethodGet, Path: "/api/v1/dlq", Tags: tagLetters,
+		Summary: "Dead letters of this service", Description: "Newest first. Filters are joined by and.",
+		Responses: explain(map[int]string{200: "One page."}),
+	}, s.list)
+	register(a, huma.Operation{
+		OperationID: "get-dead-letter", Method: http.MethodGet, Path: "/api/v1/dlq/{id}", Tags: tagLetters,
+		Summary:   "One dead letter, with its whole payload",
+		Responses: explain(map[int]string{200: "The dead letter.", 404: noLetter}),
+	}, s.get)
+	register(a, huma.Operation{
+		OperationID: "replay-dead-letter", Method: http.MethodPost, Path: "/api/v1/dlq/{id}/replay", Tags: tagLetters,
+		Summary: "Replay a dead letter",
+		Description: "Gives it to the one consumer that could not handle it. It is marked as replayed in the transaction that applies it, so that it has one " +
+			"effect however often this is asked for.",
+		Responses: explain(map[int]string{
+			200: "The consumer has applied it.", 404: noLetter,
+			409: "It is not pending any more, and nothing was done; or only a rebuild of the projection can mend it.",
+			422: "The consumer has refused it again, and it is still pending; or the request breaks a rule.",
+		}),
+	}, s.replay)
+	register(a, huma.Operation{
+		OperationID: "discard-dead-letter", Method: http.MethodPost, Path: "/api/v1/dlq/{id}/discard", Tags: tagLetters,
+		Summary: "Discard a dead letter", Description: "It stays in the table and is not pending any more.",
+		Responses: explain(map[int]string{200: "It is discarded.", 404: noLetter, 409: "It is not pending any more, and nothing was done."}),
+	}, s.discard)
+	mountReplays(a, s)
 }
 
-func (s *letters) limited(r *http.Request) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(r.Context(), s.cfg.Timeout)
+var tagLetters = []string{"dead letters"}
+
+type someLetters struct {
+	Status string `query:"status" enum:"pending,replayed,discarded" doc:"Only letters with this status."`
+	LetterFilter
+	Paging
 }
 
-func (s *letters) list(w http.ResponseWriter, r *http.Request, query url.Values) error {
-	filter, err := s.filterOf(query)
+// letterPlace is where a letter stands in the list.
+type letterPlace struct {
+	FailedAt time.Time
+	ID       uuid.UUID
+}
+
+func (s *letters) list(ctx context.Context, in *someLetters) (page Page[DeadLetter], err error) {
+	f := in.filter(in.Status)
+	list := newListing("dlq", f.Status, f.Consumer, f.EventID.String(), f.EventType, f.Topic, f.Error,
+		f.From.Format(time.RFC3339Nano), f.To.Format(time.RFC3339Nano))
+	var last letterPlace
+	if err := list.after(in.Cursor, &last); err != nil {
+		return page, err
+	}
+	f.BeforeTime, f.BeforeID, f.Limit = last.FailedAt, last.ID, in.Limit+1
+	items, err := s.Reader.List(ctx, f)
 	if err != nil {
-		return err
+		return page, err
 	}
-	limit, err := limitOf(query)
-	if err != nil {
-		return err
-	}
-	list := newListing("dlq", filter.Status, filter.Consumer, filter.EventID.String(), filter.EventType, filter.Topic, filter.Error,
-		filter.From.Format(time.RFC3339Nano), filter.To.Format(time.RFC3339Nano))
-	if query.Has("cursor") {
-		if filter.BeforeTime, filter.BeforeID, err = list.letter(query.Get("cursor")); err != nil {
-			return err
-		}
-	}
-	filter.Limit = limit + 1
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	items, err := s.cfg.Reader.List(ctx, filter)
-	if err != nil {
-		return err
-	}
-	views := make([]letterView, len(items))
+	views := make([]DeadLetter, len(items))
 	for i := range items {
 		views[i] = viewOf(&items[i], false)
 	}
-	return writePage(w, s.log, views, limit, func(last *letterView) string {
-		return list.letterCursor(last.FailedAt, last.ID)
-	})
+	return pageOf(views, in.Limit, func(last *DeadLetter) string { return list.cursor(letterPlace{last.FailedAt, last.ID}) }), nil
 }
 
-func (l listing) letterCursor(failedAt time.Time, id uuid.UUID) string {
-	key := binary.BigEndian.AppendUint64(nil, uint64(failedAt.UnixMicro())) //nolint:gosec // read back the same way
-	return l.cursor(append(key, id[:]...))
+type oneLetter struct {
+	ID uuid.UUID `path:"id" doc:"The dlq_id of a dead letter."`
 }
 
-func (l listing) letter(cursor string) (time.Time, uuid.UUID, error) {
-	key, err := l.key(cursor)
-	if err != nil {
-		return time.Time{}, uuid.Nil, err
-	}
-	if len(key) != 8+16 {
-		return time.Time{}, uuid.Nil, errCursor("must be a next_cursor that this API has given out")
-	}
-	at := time.UnixMicro(int64(binary.BigEndian.Uint64(key))).UTC() //nolint:gosec // as above
-	if at.Year() < 1 || at.Year() > 9999 {
-		return time.Time{}, uuid.Nil, errCursor("must be a next_cursor that this API has given out")
-	}
-	return at, uuid.UUID(key[8:]), nil
+func (s *letters) get(ctx context.Context, in *oneLetter) (DeadLetter, error) {
+	letter, err := s.Reader.Letter(ctx, in.ID)
+	return viewOf(&letter, true), letterProblem(err, in.ID)
 }
 
-// filterNames are the parameters that select letters.
-var filterNames = []string{"consumer", "error", "event_id", "event_type", "from", "status", "to", "topic"}
-
-func (s *letters) filterOf(query url.Values) (f deadletter.Filter, err error) {
-	if f.Status, err = choiceOf(query, "status", deadletter.Pending, deadletter.Replayed, deadletter.Discarded); err != nil {
-		return f, err
-	}
-	if f.Consumer, err = choiceOf(query, "consumer", s.cfg.Consumers...); err != nil {
-		return f, err
-	}
-	if query.Has("event_id") {
-		if f.EventID, err = checkUUID("event_id", query.Get("event_id")); err != nil {
-			return f, err
-		}
-	}
-	if f.EventType, err = textOf(query, "event_type", maxType); err != nil {
-		return f, err
-	}
-	if f.Topic, err = textOf(query, "topic", maxTopic); err != nil {
-		return f, err
-	}
-	if f.Error, err = textOf(query, "error", maxReason); err != nil {
-		return f, err
-	}
-	f.From, f.To, err = rangeOf(query)
-	return f, err
+type replayLetter struct {
+	ID   uuid.UUID   `path:"id" doc:"The dlq_id of a dead letter."`
+	Body *ReplayEdit `doc:"An edited payload; what is stored stays as it came."`
 }
 
-// maxTopic is the length of an MQTT topic.
-const maxTopic = 65535
-
-func choiceOf(query url.Values, name string, choices ...string) (string, error) {
-	if !query.Has(name) {
-		return "", nil
-	}
-	for _, c := range choices {
-		if query.Get(name) == c {
-			return c, nil
-		}
-	}
-	return "", mistake(http.StatusUnprocessableEntity, name, "must be one of "+strings.Join(choices, ", "))
-}
-
-func (s *letters) get(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	id, err := uuidOf(r, "id")
+func (s *letters) replay(ctx context.Context, in *replayLetter) (DeadLetter, error) {
+	edit, err := in.Body.edit()
 	if err != nil {
-		return err
+		return DeadLetter{}, err
 	}
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	letter, err := s.cfg.Reader.Letter(ctx, id)
+	letter, err := s.Mender.Replay(ctx, in.ID, edit)
 	if err != nil {
-		return letterProblem(err, id)
+		return DeadLetter{}, letterProblem(err, in.ID)
 	}
-	view := viewOf(&letter, true)
-	return writeJSON(w, http.StatusOK, &view)
-}
-
-func (s *letters) replay(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	id, err := uuidOf(r, "id")
-	if err != nil {
-		return err
-	}
-	var body replayBody
-	if err := s.readBody(w, r, &body); err != nil {
-		return err
-	}
-	edit, err := body.edit()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	letter, err := s.cfg.Mender.Replay(ctx, id, edit)
-	if err != nil {
-		return letterProblem(err, id)
-	}
-	s.log.InfoContext(ctx, "dead letter replayed", "dlq_id", id, "consumer", letter.Consumer, "event_id", letter.EventID,
+	s.log.InfoContext(ctx, "dead letter replayed", "dlq_id", in.ID, "consumer", letter.Consumer, "event_id", letter.EventID,
 		"edited", edit.Payload != nil || edit.Topic != "", "correlation_id", CorrelationID(ctx))
-	view := viewOf(&letter, true)
-	return writeJSON(w, http.StatusOK, &view)
+	return viewOf(&letter, true), nil
 }
 
-func (s *letters) discard(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	id, err := uuidOf(r, "id")
-	if err != nil {
-		return err
-	}
-	var body struct {
-		Reason *string `json:"reason"`
-	}
-	if err := s.readBody(w, r, &body); err != nil {
-		return err
-	}
+type discardLetter struct {
+	ID   uuid.UUID `path:"id" doc:"The dlq_id of a dead letter."`
+	Body *Discard
+}
+
+func (s *letters) discard(ctx context.Context, in *discardLetter) (DeadLetter, error) {
 	reason := ""
-	if body.Reason != nil && *body.Reason != "" {
-		if reason, err = checkText("reason", *body.Reason, maxReason); err != nil {
-			return err
-		}
+	if in.Body != nil {
+		reason = string(in.Body.Reason)
 	}
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	letter, err := s.cfg.Mender.Discard(ctx, id, reason)
+	letter, err := s.Mender.Discard(ctx, in.ID, reason)
 	if err != nil {
-		return letterProblem(err, id)
+		return DeadLetter{}, letterProblem(err, in.ID)
 	}
-	s.log.InfoContext(ctx, "dead letter discarded", "dlq_id", id, "consumer", letter.Consumer, "event_id", letter.EventID,
+	s.log.InfoContext(ctx, "dead letter discarded", "dlq_id", in.ID, "consumer", letter.Consumer, "event_id", letter.EventID,
 		"reason", reason, "correlation_id", CorrelationID(ctx))
-	view := viewOf(&letter, true)
-	return writeJSON(w, http.StatusOK, &view)
+	return viewOf(&letter, true), nil
 }
 
 // letterProblem is what a request about one letter is answered with when it fails.

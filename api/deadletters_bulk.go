@@ -1,199 +1,117 @@
 package api
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"net/http"
-	"net/url"
 	"time"
 
-	"github.com/cornjacket/platform-services/deadletter"
-	"github.com/cornjacket/platform-services/internal/fault"
-	"github.com/go-json-experiment/json"
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
+
+	"github.com/cornjacket/platform-services/deadletter"
 )
 
-// bulkBody is the body of a bulk replay. What selects letters can also be given as query parameters, as in a list.
-type bulkBody struct {
-	Status    *string  `json:"status"`
-	Consumer  *string  `json:"consumer"`
-	EventID   *string  `json:"event_id"`
-	EventType *string  `json:"event_type"`
-	Topic     *string  `json:"topic"`
-	Error     *string  `json:"error"`
-	From      *string  `json:"from"`
-	To        *string  `json:"to"`
-	Rate      *float64 `json:"rate"`
-	DryRun    bool     `json:"dry_run"`
-}
-
-// join returns the filters of query and body as one set of parameters.
-func (b *bulkBody) join(query url.Values) (url.Values, error) {
-	all := url.Values{}
-	for name, values := range query {
-		all[name] = values
-	}
-	for name, value := range map[string]*string{
-		"status": b.Status, "consumer": b.Consumer, "event_id": b.EventID, "event_type": b.EventType, "topic": b.Topic,
-		"error": b.Error, "from": b.From, "to": b.To,
-	} {
-		if value == nil {
-			continue
-		}
-		if all.Has(name) {
-			return nil, mistake(http.StatusUnprocessableEntity, name, "must be given once, in the query or in the body")
-		}
-		all.Set(name, *value)
-	}
-	return all, nil
-}
-
-func (s *letters) startReplay(w http.ResponseWriter, r *http.Request, query url.Values) error {
-	var body bulkBody
-	if err := s.readBody(w, r, &body); err != nil {
-		return err
-	}
-	joined, err := body.join(query)
-	if err != nil {
-		return err
-	}
-	filter, err := s.filterOf(joined)
-	if err != nil {
-		return err
-	}
-	if filter.Status != "" && filter.Status != deadletter.Pending {
-		return mistake(http.StatusUnprocessableEntity, "status", "must be pending, no other letters can be replayed")
-	}
-	filter.Status = deadletter.Pending
-	rate := float64(defaultRate)
-	if body.Rate != nil {
-		rate = *body.Rate
-	}
-	if !(rate >= 0.01 && rate <= maxRate) {
-		return mistake(http.StatusUnprocessableEntity, "rate", fmt.Sprintf("must be a number of letters a second from 0.01 to %d", maxRate))
-	}
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	if body.DryRun {
-		n, err := s.cfg.Reader.Count(ctx, filter)
-		if err != nil {
-			return err
-		}
-		return writeJSON(w, http.StatusOK, &dryRun{DryRun: true, Matched: n})
-	}
-	starting, cancelStart := context.WithTimeout(r.Context(), freezeTimeout)
-	defer cancelStart()
-	replay, err := s.cfg.Replays.StartReplay(starting, filter, rate)
-	if err != nil {
-		return err
-	}
-	s.log.InfoContext(ctx, "bulk replay of dead letters asked for", "replay_id", replay.ID, "letters", replay.Total, "correlation_id", CorrelationID(ctx))
-	w.Header().Set("Location", "/api/v1/dlq/replays/"+replay.ID.String())
-	view := viewOfReplay(&replay)
-	return writeJSON(w, http.StatusAccepted, &view)
-}
+// defaultRate is that of a bulk replay without one, in letters a second; see [BulkReplayRequest].
+const defaultRate = 100
 
 // freezeTimeout is how long it may take to freeze a set, of millions maybe; less than the server's limit for an answer.
 const freezeTimeout = 50 * time.Second
 
-type dryRun struct {
-	DryRun  bool  `json:"dry_run"`
-	Matched int64 `json:"matched"`
+func mountReplays(a *API, s *letters) {
+	const noReplay = "There is no such bulk replay of this service."
+	start := huma.Operation{
+		OperationID: "replay-dead-letters", Method: http.MethodPost, Path: "/api/v1/dlq/replay", Tags: tagLetters, DefaultStatus: http.StatusAccepted,
+		Summary: "Replay all dead letters that match",
+		Description: "The set is frozen now; a letter that waits in another bulk replay is left to that. Letters go one by one, in the order of their sources. " +
+			"One that is refused again stays pending and stops no other.",
+		MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Responses: explain(map[int]string{200: "A dry run: nothing was done.", 202: "It runs in the background."}),
+	}
+	start.Responses["200"].Content = map[string]*huma.MediaType{mediaJSON: {Schema: schemaFor[DryRun](a)}}
+	start.Responses["202"].Content = map[string]*huma.MediaType{mediaJSON: {Schema: schemaFor[BulkReplay](a)}}
+	huma.Register(a, start, func(ctx context.Context, in *startReplay) (*startedReplay, error) {
+		out, err := s.start(ctx, in, a.timeout)
+		if err != nil {
+			return nil, a.problem(ctx, start.Method, start.Path, err)
+		}
+		return out, nil
+	})
+	register(a, huma.Operation{
+		OperationID: "list-bulk-replays", Method: http.MethodGet, Path: "/api/v1/dlq/replays", Tags: tagLetters,
+		Summary: "Bulk replays of this service", Description: "Newest first, of the last 30 days.",
+		Responses: explain(map[int]string{200: "The newest ones."}),
+	}, s.listReplays)
+	register(a, huma.Operation{
+		OperationID: "get-bulk-replay", Method: http.MethodGet, Path: "/api/v1/dlq/replays/{replay_id}", Tags: tagLetters,
+		Summary:   "How far a bulk replay is",
+		Responses: explain(map[int]string{200: "The bulk replay.", 404: noReplay}),
+	}, func(ctx context.Context, in *oneReplay) (BulkReplay, error) {
+		r, err := s.Replays.BulkReplay(ctx, in.ID)
+		return viewOfReplay(&r), notFound(err, "there is no bulk replay %s here", in.ID)
+	})
+	register(a, huma.Operation{
+		OperationID: "cancel-bulk-replay", Method: http.MethodPost, Path: "/api/v1/dlq/replays/{replay_id}/cancel", Tags: tagLetters,
+		Summary:     "Cancel a bulk replay",
+		Description: "Letters that have not had their turn stay pending. One that has ended stays as it is.",
+		Responses:   explain(map[int]string{200: "The bulk replay as it is now.", 404: noReplay}),
+	}, func(ctx context.Context, in *oneReplay) (BulkReplay, error) {
+		r, err := s.Replays.CancelReplay(ctx, in.ID)
+		return viewOfReplay(&r), notFound(err, "there is no bulk replay %s here", in.ID)
+	})
 }
 
-func (s *letters) listReplays(w http.ResponseWriter, r *http.Request, query url.Values) error {
-	limit, err := limitOf(query)
-	if err != nil {
-		return err
+type oneReplay struct {
+	ID uuid.UUID `path:"replay_id" doc:"ID of a bulk replay."`
+}
+
+type startReplay struct {
+	Status string `query:"status" enum:"pending" doc:"Others can't be replayed."`
+	LetterFilter
+	Body *BulkReplayRequest `doc:"Filters can be here or in the query."`
+}
+
+// startedReplay has a [BulkReplay] or a [DryRun] for its body.
+type startedReplay struct {
+	Status   int
+	Location string `header:"Location" doc:"Where to ask how far it is."`
+	Body     any
+}
+
+func (s *letters) start(ctx context.Context, in *startReplay, timeout time.Duration) (*startedReplay, error) {
+	body := BulkReplayRequest{Rate: defaultRate}
+	if in.Body != nil {
+		body = *in.Body
 	}
-	ctx, cancel := s.limited(r)
+	given, err := in.join(&body.LetterFilter)
+	if err != nil {
+		return nil, err
+	}
+	filter := given.filter(deadletter.Pending)
+	if body.DryRun {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		n, err := s.Reader.Count(ctx, filter)
+		return &startedReplay{Status: http.StatusOK, Body: &DryRun{DryRun: true, Matched: n}}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	list, err := s.cfg.Replays.BulkReplays(ctx, limit)
+	r, err := s.Replays.StartReplay(ctx, filter, body.Rate)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	views := make([]replayView, len(list))
+	s.log.InfoContext(ctx, "bulk replay of dead letters asked for", "replay_id", r.ID, "letters", r.Total, "correlation_id", CorrelationID(ctx))
+	view := viewOfReplay(&r)
+	return &startedReplay{Status: http.StatusAccepted, Location: "/api/v1/dlq/replays/" + r.ID.String(), Body: &view}, nil
+}
+
+type someReplays struct {
+	Limit int `query:"limit" minimum:"1" maximum:"1000" default:"20" doc:"Items on a page."`
+}
+
+func (s *letters) listReplays(ctx context.Context, in *someReplays) (page Page[BulkReplay], err error) {
+	list, err := s.Replays.BulkReplays(ctx, in.Limit)
 	for i := range list {
-		views[i] = viewOfReplay(&list[i])
+		page.Items = append(page.Items, viewOfReplay(&list[i]))
 	}
-	return writePage(w, s.log, views, limit, nil)
-}
-
-func (s *letters) getReplay(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	id, err := uuidOf(r, "replay_id")
-	if err != nil {
-		return err
-	}
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	replay, err := s.cfg.Replays.BulkReplay(ctx, id)
-	return writeReplay(w, &replay, id, err)
-}
-
-func (s *letters) cancelReplay(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	id, err := uuidOf(r, "replay_id")
-	if err != nil {
-		return err
-	}
-	ctx, cancel := s.limited(r)
-	defer cancel()
-	replay, err := s.cfg.Replays.CancelReplay(ctx, id)
-	return writeReplay(w, &replay, id, err)
-}
-
-func writeReplay(w http.ResponseWriter, replay *deadletter.Replay, id uuid.UUID, err error) error {
-	if errors.Is(err, fault.ErrNotFound) {
-		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no bulk replay %s here", id))
-	}
-	if err != nil {
-		return err
-	}
-	view := viewOfReplay(replay)
-	return writeJSON(w, http.StatusOK, &view)
-}
-
-// readBody reads an optional JSON object; without a body into is left as it is.
-func (s *letters) readBody(w http.ResponseWriter, r *http.Request, into any) error {
-	media, err := mediaType(r)
-	if err == nil && r.Header.Get("Content-Type") != "" && !isJSON(media) && r.ContentLength != 0 {
-		err = wrongMedia(mediaJSON)
-	}
-	if err != nil {
-		drain(w, r)
-		return err
-	}
-	body, held, err := s.bodies.read(w, r, maxReplayBody)
-	if err != nil {
-		return err
-	}
-	defer s.bodies.release(held)
-	if len(bytes.TrimSpace(body)) == 0 {
-		return nil
-	}
-	if bytes.TrimSpace(body)[0] != '{' {
-		return mistake(http.StatusBadRequest, "body", "must be a JSON object")
-	}
-	if err := json.Unmarshal(body, into, json.RejectUnknownMembers(true)); err != nil {
-		return bodyProblem(err)
-	}
-	return nil
-}
-
-// bodyProblem names the member of a body that can't be read.
-func bodyProblem(err error) error {
-	var semantic *json.SemanticError
-	if !errors.As(err, &semantic) {
-		return mistake(http.StatusBadRequest, "body", "is not valid JSON")
-	}
-	location := "body"
-	for token := range semantic.JSONPointer.Tokens() {
-		location = clip(token)
-		break
-	}
-	if errors.Is(err, json.ErrUnknownName) {
-		return mistake(http.StatusUnprocessableEntity, location, "is not known here")
-	}
-	return mistake(http.StatusBadRequest, location, "has the wrong JSON type")
+	return page, err
 }

@@ -173,7 +173,7 @@ func TestPayloadsOfAnyKindAreShown(t *testing.T) {
 		{"json", `{"value":1}`}, {"text", "temperature=21"}, {"base64", base64.StdEncoding.EncodeToString([]byte("\xff\x00"))}, {"text", ""},
 		{"text", strings.Repeat("ü", 512)},
 	} {
-		var got letterView
+		var got DeadLetter
 		get(t, base+dlqPath+"/"+d.letters[i].ID.String()).json(t, &got)
 		require.Equal(t, want.encoding, got.Encoding)
 		require.Equal(t, want.payload, got.Payload)
@@ -185,13 +185,13 @@ func TestDeadLettersInPages(t *testing.T) {
 	t.Parallel()
 	d := fullDesk()
 	base := deskServer(t, d)
-	all, pages := walk[letterView](t, base+dlqPath, 2)
+	all, pages := walk[DeadLetter](t, base+dlqPath, 2)
 	require.Equal(t, 3, pages)
 	require.Len(t, all, 5)
 	for i, l := range all {
 		require.Equal(t, d.letters[i].ID, l.ID)
 	}
-	var first pageOf[letterView]
+	var first listed[DeadLetter]
 	get(t, base+dlqPath+"?limit=1&status=pending").json(t, &first)
 	get(t, base+dlqPath+"?limit=1&status=discarded&cursor="+first.Next).problem(t, 422)
 	get(t, base+dlqPath+"?cursor=AAAA").problem(t, 422)
@@ -258,7 +258,54 @@ func TestEditsOfAReplay(t *testing.T) {
 	} {
 		post(t, one, body).problem(t, want)
 	}
-	post(t, one, `{"payload":"`+strings.Repeat("x", maxReplayBody)+`"}`).problem(t, 413)
+	post(t, one, `{"payload":"`+strings.Repeat("x", maxOptionalBody)+`"}`).problem(t, 413)
+}
+
+func TestMistakesInABodyAreNamed(t *testing.T) {
+	t.Parallel()
+	d := fullDesk()
+	base := deskServer(t, d) + dlqPath
+	long := strings.Repeat("x", 70_000)
+	for _, c := range []struct {
+		path, body string
+		status     int
+		location   string
+	}{
+		{"/replay", `{"colour":"red"}`, 422, "colour"},
+		{"/replay", `{"Consumer":"relay"}`, 422, "Consumer"},
+		{"/replay", `{"` + long + `":1}`, 422, long[:64] + "…"},
+		{"/replay", `{"consumer":"nobody"}`, 422, "consumer"},
+		{"/replay", `{"consumer":7}`, 400, "consumer"},
+		{"/replay", `{"from":"0000-01-01T00:00:00Z"}`, 422, "body"},
+		{"/replay", `{"from":"2026-02-08T00:00:00Z","to":"2026-02-07T00:00:00Z"}`, 422, "from"},
+		{"/replay?from=2026-02-08T00:00:00Z", `{"to":"2026-02-07T00:00:00Z"}`, 422, "from"},
+		{"/replay", `{"event_id":"urn:uuid:0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e"}`, 422, "event_id"},
+		{"/replay", `{"topic":"` + long + `"}`, 422, "topic"},
+		{"/replay", `{"error":"a\u0000"}`, 422, "error"},
+		{"/replay", `{"rate":1,"rate":2}`, 400, "body"},
+		{"/replay", `null`, 400, "body"},
+		{"/replay", `[{}]`, 400, "body"},
+		{"/replay", "{\"error\":\"\xff\"}", 400, "body"},
+	} {
+		res := post(t, base+c.path, c.body)
+		p := res.problem(t, c.status)
+		require.Equal(t, c.location, p.Errors[0].Location, "%s", res.body)
+		require.Equal(t, p.Errors[0].Location+": "+p.Errors[0].Message, p.Detail)
+		require.NotContains(t, p.Detail, "EXTRA", "texts have the verbs that the framework fills")
+		require.Less(t, len(res.body), 4096)
+	}
+	many := post(t, base+"/replay", "{"+manyMembers(5000)+"}")
+	require.Len(t, many.problem(t, 422).Errors, 10, "a problem stays readable")
+	require.Empty(t, d.replays)
+	require.Equal(t, 202, post(t, base+"/replay", " \n", "Content-Type", "Application/JSON; charset=UTF-8").status, "a body of white space is none")
+}
+
+func manyMembers(n int) string {
+	var members []string
+	for i := range n {
+		members = append(members, fmt.Sprintf(`"m%d":1`, i))
+	}
+	return strings.Join(members, ",")
 }
 
 // failingDesk answers each change with an error.

@@ -1,154 +1,106 @@
 package api
 
 import (
+	"maps"
 	"net/http"
+	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// Helpers that describe operations: the document must say exactly what is answered.
-
-// define adds a named schema to the document.
-func (a *API) define(name string, s *huma.Schema) {
-	a.huma.OpenAPI().Components.Schemas.Map()[name] = s
+// schemaName names a type in the documents: an envelope is an event, and lists are named after their items.
+func schemaName(t reflect.Type, hint string) string {
+	name := strings.Replace(huma.DefaultSchemaNamer(t, hint), "Envelope", "Event", 1)
+	if item, ok := strings.CutPrefix(name, "Page"); ok {
+		name = item + "Page"
+	}
+	return name
 }
 
 func ref(name string) *huma.Schema { return &huma.Schema{Ref: "#/components/schemas/" + name} }
 
-func text(description string) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Description: description}
+// schemaFor describes a type, which is then among the named ones of the document.
+func schemaFor[T any](a *API) *huma.Schema {
+	return a.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[T](), true, "")
 }
 
-func bounded(description string, shortest, longest int) *huma.Schema {
-	s := text(description)
-	s.MinLength, s.MaxLength = &shortest, &longest
-	return s
-}
-
-// name is a text that may be asked for, see textRule.
-func name(description string, longest int) *huma.Schema {
-	s := bounded(description, 1, longest)
-	s.Pattern = `^[^\x00-\x1f\x7f-\x9f]+$`
-	return s
-}
-
-func formatted(format, description string) *huma.Schema {
-	s := text(description)
-	s.Format = format
-	return s
-}
-
-func integer(description string, least float64) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeInteger, Format: "int64", Description: description, Minimum: &least}
-}
-
-func constant(value, description string) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Description: description, Enum: []any{value}}
-}
-
-func nullable(s *huma.Schema) *huma.Schema {
-	s.Nullable = true
-	return s
-}
-
-// object is a JSON object with no other than these properties.
-func object(description string, required []string, properties map[string]*huma.Schema) *huma.Schema {
-	return &huma.Schema{
-		Type: huma.TypeObject, Description: description, Required: required, Properties: properties, AdditionalProperties: false,
+// explain describes answers by their status, in place of what is said of that status everywhere.
+func explain(texts map[int]string) map[string]*huma.Response {
+	responses := make(map[string]*huma.Response, len(texts))
+	for status, text := range texts {
+		responses[strconv.Itoa(status)] = &huma.Response{Description: text}
 	}
+	return responses
 }
 
-// page is a list with a cursor to its continuation.
-func page(item string) *huma.Schema {
-	return object("One page.", []string{"items"}, map[string]*huma.Schema{
-		"items":       {Type: huma.TypeArray, Items: ref(item)},
-		"next_cursor": text("Gives the next page as cursor. Absent on the last page."),
+// DocumentOperation adds an operation to the document, with what all of them have in common; see
+// [huma.OperationDocumenter]. The document must say exactly what is answered.
+func (a *API) DocumentOperation(op *huma.Operation) {
+	op.Parameters = append(op.Parameters, &huma.Param{
+		Name: "X-Correlation-ID", In: "header", Schema: &huma.Schema{Type: huma.TypeString},
+		Description: "Names the request in logs and answers; 1 to 256 bytes of printable UTF-8. A new one is made when it is absent or breaks that.",
 	})
-}
-
-func pathParam(name string, s *huma.Schema) *huma.Param {
-	return &huma.Param{Name: name, In: "path", Required: true, Schema: s, Description: s.Description}
-}
-
-func queryParam(name string, s *huma.Schema) *huma.Param {
-	return &huma.Param{Name: name, In: "query", Schema: s, Description: s.Description}
-}
-
-func headerParam(name, description string) *huma.Param {
-	return &huma.Param{Name: name, In: "header", Schema: text(""), Description: description}
-}
-
-func correlationParam() *huma.Param {
-	return headerParam("X-Correlation-ID", "Names the request in logs and answers; 1 to 256 bytes of printable UTF-8. A new one is made when it is absent or breaks that.")
-}
-
-// pagingParams are those of every list.
-func pagingParams() []*huma.Param {
-	limit := integer("Items on a page.", 1)
-	most := float64(maxLimit)
-	limit.Maximum, limit.Default, limit.Format = &most, defaultLimit, ""
-	cursor := bounded("The next_cursor of the page before, with the same filters.", 1, 1024)
-	cursor.Pattern = `^[A-Za-z0-9_-]+$`
-	return []*huma.Param{
-		queryParam("limit", limit),
-		queryParam("cursor", cursor),
+	delete(op.Responses, "default")
+	for status, text := range usualProblems(op) {
+		if op.Responses[strconv.Itoa(status)] == nil {
+			op.Responses[strconv.Itoa(status)] = &huma.Response{Description: text}
+		}
 	}
-}
-
-// answers describes a success and the problems that an operation has. 500 belongs to all.
-func answers(status int, description string, body *huma.Schema, problems map[int]string) map[string]*huma.Response {
-	all := map[string]*huma.Response{
-		strconv.Itoa(status): {
-			Description: description,
-			Headers:     answerHeaders(status),
-			Content:     map[string]*huma.MediaType{mediaJSON: {Schema: body}},
-		},
+	secure(op)
+	for code, response := range op.Responses {
+		status, _ := strconv.Atoi(code)
+		if status >= http.StatusBadRequest {
+			response.Content = map[string]*huma.MediaType{problemContentType: {Schema: ref("Problem")}}
+		}
+		describeHeaders(status, response)
 	}
-	for code, why := range problems {
-		all[strconv.Itoa(code)] = problemAnswer(code, why)
-	}
-	all["500"] = problemAnswer(http.StatusInternalServerError, "A fault of the platform, logged under the correlation ID.")
-	return all
-}
-
-// headersTooLarge is what the HTTP server answers by itself, before any of this package has seen the request.
-func headersTooLarge() *huma.Response {
-	return &huma.Response{
+	op.Responses["431"] = &huma.Response{ // of the HTTP server itself, before any of this package has seen the request
 		Description: "Request line and headers are over 32 KiB. The connection is closed; there is no correlation ID.",
-		Content:     map[string]*huma.MediaType{"text/plain": {Schema: text("")}},
+		Content:     map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString}}},
 	}
+	a.OpenAPI().AddOperation(op)
 }
 
-func problemAnswer(code int, why string) *huma.Response {
-	return &huma.Response{
-		Description: why,
-		Headers:     answerHeaders(code),
-		Content:     map[string]*huma.MediaType{problemContentType: {Schema: ref("Problem")}},
+func usualProblems(op *huma.Operation) map[int]string {
+	problems := map[int]string{
+		http.StatusBadRequest:          "The query string can't be read.",
+		http.StatusUnprocessableEntity: "A parameter breaks a rule, or is not known.",
+		http.StatusTooManyRequests:     "More is asked for than can be done at once.",
+		http.StatusServiceUnavailable:  "Storage is away.",
+		http.StatusInternalServerError: "A fault of the platform, logged under the correlation ID.",
 	}
+	if strings.Contains(op.Path, "{") { // a path parameter with a dot segment or a slash makes it another path
+		problems[http.StatusNotFound] = "There is nothing at this path."
+	}
+	if op.RequestBody != nil {
+		for status, text := range map[int]string{
+			http.StatusBadRequest:            "The body is not JSON, a member has the wrong JSON type, or the query string can't be read.",
+			http.StatusRequestTimeout:        "The body did not arrive in time.",
+			http.StatusRequestEntityTooLarge: "The body is over 2 MiB.",
+			http.StatusUnsupportedMediaType:  "The body is not application/json, or it is compressed.",
+			http.StatusUnprocessableEntity:   "A parameter or a member of the body breaks a rule, or is not known.",
+			http.StatusServiceUnavailable:    "Storage is away. It is not known whether anything was done; asking again is safe.",
+		} {
+			problems[status] = text
+		}
+	}
+	return problems
 }
 
-func answerHeaders(code int) map[string]*huma.Header {
-	headers := map[string]*huma.Header{
-		"X-Correlation-ID": {Required: true, Schema: text(""), Description: "The caller's, or a new one."},
+func describeHeaders(status int, response *huma.Response) {
+	least := 1.0
+	headers := map[string]*huma.Header{"X-Correlation-ID": {Description: "The caller's, or a new one.", Schema: &huma.Schema{Type: huma.TypeString}}}
+	switch status {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		headers["Retry-After"] = &huma.Header{Description: "Seconds.", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: &least}}
+	case http.StatusUnauthorized, http.StatusForbidden:
+		headers["WWW-Authenticate"] = &huma.Header{Description: "RFC 6750.", Schema: &huma.Schema{Type: huma.TypeString}}
 	}
-	if code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable {
-		headers["Retry-After"] = &huma.Header{Required: true, Schema: integer("", 1), Description: "Seconds."}
+	maps.Copy(headers, response.Headers) // those of the operation's output
+	for _, header := range headers {
+		header.Required = true
 	}
-	return headers
-}
-
-func problemSchema() *huma.Schema {
-	least, most := 400.0, 599.0
-	return object("RFC 9457 problem details.", []string{"type", "title", "status", "detail"}, map[string]*huma.Schema{
-		"type":   formatted("uri-reference", "Kind of problem; about:blank means what the status says."),
-		"title":  text("The status in words."),
-		"status": {Type: huma.TypeInteger, Minimum: &least, Maximum: &most},
-		"detail": text("What was wrong, and where."),
-		"errors": {Type: huma.TypeArray, Items: object("One mistake.", []string{"location", "message"}, map[string]*huma.Schema{
-			"location": text("Dotted path into the body, or the name of a parameter or header."),
-			"message":  text("What it must be."),
-		})},
-		"correlation_id": text("That of the request."),
-	})
+	response.Headers = headers
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/stretchr/testify/require"
 )
@@ -150,12 +151,11 @@ func TestOtherOperationsJoinTheDocument(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
 	a := MountQuery(mux, QueryConfig{Reader: &memory{}, Log: quiet()})
-	op := listEventsOperation()
-	op.Path, op.OperationID = "/api/v1/more", "more"
-	a.handle(op, (&reads{QueryConfig{Reader: &memory{}, Timeout: defaultTimeout}}).listEvents)
+	register(a, huma.Operation{OperationID: "more", Method: http.MethodGet, Path: "/api/v1/more"}, reads{&memory{}}.events)
 	base := serve(t, Wrap(quiet(), mux))
 	d, doc := documentOf(t, base)
 	require.Contains(t, d.Paths, "/api/v1/more")
 	require.Equal(t, 200, get(t, base+"/api/v1/more").status)
+	get(t, base+"/api/v1/more?limit=0").problem(t, 422)
 	require.True(t, json.Valid(doc.body))
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -69,21 +68,13 @@ func MountIngestion(mux *http.ServeMux, cfg IngestionConfig) *API {
 		Description: "Takes events in. An event that was accepted is durable.",
 		Version:     cfg.Version,
 	})
-	defineIngestion(a)
-	a.handle(postEventOperation(), s.postEvent)
-	a.handle(postBatchOperation(), s.postBatch)
+	a.handle(postEventOperation(a), s.postEvent)
+	a.handle(postBatchOperation(a), s.postBatch)
 	return a
 }
 
-func orDefault(log *slog.Logger) *slog.Logger {
-	if log == nil {
-		return slog.Default()
-	}
-	return log
-}
-
 // postEvent is the hot path.
-func (s *ingestion) postEvent(w http.ResponseWriter, r *http.Request, _ url.Values) error {
+func (s *ingestion) postEvent(w http.ResponseWriter, r *http.Request) error {
 	media, err := mediaType(r)
 	if err == nil && !isJSON(media) {
 		err = wrongMedia(mediaJSON)
@@ -115,7 +106,7 @@ func (s *ingestion) postEvent(w http.ResponseWriter, r *http.Request, _ url.Valu
 
 var contentJSON = []string{mediaJSON}
 
-func (s *ingestion) postBatch(w http.ResponseWriter, r *http.Request, _ url.Values) error {
+func (s *ingestion) postBatch(w http.ResponseWriter, r *http.Request) error {
 	media, err := mediaType(r)
 	if err == nil && !isJSON(media) && !isLines(media) {
 		err = wrongMedia(mediaJSON, "application/x-ndjson")
@@ -136,9 +127,9 @@ func (s *ingestion) postBatch(w http.ResponseWriter, r *http.Request, _ url.Valu
 	if err != nil {
 		return err
 	}
-	answer := batchAnswer{Accepted: len(accepted), Rejected: make([]rejection, len(rejected))}
+	answer := BatchResult{Accepted: len(accepted), Rejected: make([]Rejection, len(rejected))}
 	for i, no := range rejected {
-		answer.Rejected[i] = rejection{Index: no.Index, Error: no.Err.Error()}
+		answer.Rejected[i] = Rejection{Index: no.Index, Error: no.Err.Error()}
 	}
 	if len(accepted) > 0 {
 		if err := s.cfg.Ingester.Ingest(r.Context(), accepted); err != nil {
@@ -146,16 +137,6 @@ func (s *ingestion) postBatch(w http.ResponseWriter, r *http.Request, _ url.Valu
 		}
 	}
 	return writeJSON(w, http.StatusAccepted, &answer)
-}
-
-type batchAnswer struct {
-	Accepted int         `json:"accepted"`
-	Rejected []rejection `json:"rejected"`
-}
-
-type rejection struct {
-	Index int    `json:"index"`
-	Error string `json:"error"`
 }
 
 // checkForm holds a batch against its content type: [event.ParseBatch] goes by the first byte.

@@ -35,7 +35,7 @@ func accountsServer(t *testing.T, f fixedAccounts) string {
 	t.Helper()
 	mux := http.NewServeMux()
 	a := MountQuery(mux, QueryConfig{Reader: &memory{}, Log: quiet(), Version: "test"})
-	MountLedger(a, LedgerConfig{Accounts: f, Log: quiet()})
+	MountLedger(a, f)
 	return serve(t, Wrap(quiet(), mux))
 }
 

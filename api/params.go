@@ -1,63 +1,142 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
+	"slices"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
-
-	"github.com/cornjacket/platform-services/event"
 )
 
-// Sizes of a page, in items.
-const (
-	defaultLimit = 20
-	maxLimit     = 1000
-)
-
-const (
-	maxAggregateID = event.MaxAggregateID
-	maxType        = event.MaxEventType // of a projection too
-)
-
-func limitOf(query url.Values) (int, error) {
-	if !query.Has("limit") {
-		return defaultLimit, nil
-	}
-	n, err := strconv.Atoi(query.Get("limit"))
-	if err != nil || n < 1 || n > maxLimit {
-		return 0, mistake(http.StatusUnprocessableEntity, "limit", fmt.Sprintf("must be a whole number from 1 to %d", maxLimit))
-	}
-	return n, nil
+// Paging are the parameters of every list.
+type Paging struct {
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"20" doc:"Items on a page."`
+	Cursor string `query:"cursor" minLength:"1" maxLength:"1024" pattern:"^[A-Za-z0-9_-]+$" patternDescription:"a next_cursor that this API has given out" doc:"The next_cursor of the page before, with the same filters."`
 }
 
-// textOf reads a filter; an absent one is empty.
-func textOf(query url.Values, name string, longest int) (string, error) {
-	if !query.Has(name) {
-		return "", nil
-	}
-	return checkText(name, query.Get(name), longest)
+// Span is a range of time, each end of which may be open.
+type Span struct {
+	From Moment `query:"from" json:"from,omitzero" format:"date-time" doc:"At this time or later."`
+	To   Moment `query:"to" json:"to,omitzero" format:"date-time" doc:"Earlier than this time."`
 }
 
-// checkText refuses what no stored text can equal, and what PostgreSQL would not take as text.
-func checkText(name, s string, longest int) (string, error) {
-	if rule := textRule(s, longest); rule != "" {
-		return "", mistake(http.StatusUnprocessableEntity, name, rule)
+// Resolve refuses a span that ends before it begins.
+func (s *Span) Resolve(huma.Context) []error {
+	if !s.From.IsZero() && !s.To.IsZero() && s.From.at.After(s.To.at) {
+		return []error{&huma.ErrorDetail{Location: "query.from", Message: "must not be after to"}}
 	}
-	return s, nil
+	return nil
 }
 
-func textRule(s string, longest int) string {
+// Text is a text that is stored somewhere: printable and not empty. Tags bound its length.
+type Text string
+
+// Schema describes what [textRule] takes; see [huma.SchemaProvider].
+func (Text) Schema(huma.Registry) *huma.Schema {
+	least := 1
+	return &huma.Schema{Type: huma.TypeString, MinLength: &least, Pattern: `^[^\x00-\x1f\x7f-\x9f]*$`, PatternDescription: "printable"}
+}
+
+// Moment is an RFC 3339 time in a request. It is rounded up to the microseconds that stored times have: event_time >=
+// from and event_time < to then mean the same as with the time as it was given.
+type Moment struct{ at time.Time }
+
+// UnmarshalText reads a time; see [encoding.TextUnmarshaler].
+func (m *Moment) UnmarshalText(text []byte) error {
+	t, err := time.Parse(time.RFC3339Nano, string(text))
+	if err != nil {
+		return errors.New("must be an RFC 3339 time such as 2026-02-07T10:00:00Z; the '+' of an offset is written %2B in a URL")
+	}
+	t = t.UTC()
+	if t.Year() < 1 || t.Year() > 9999 {
+		return errors.New("must be between the years 0001 and 9999 in UTC")
+	}
+	t = t.Add(time.Microsecond - 1).Truncate(time.Microsecond)
+	if t.IsZero() {
+		// The first instant of year 1 is a time and not the absence of one; storage drops the nanosecond.
+		t = t.Add(time.Nanosecond)
+	}
+	m.at = t
+	return nil
+}
+
+// MarshalText writes the time in UTC; see [encoding.TextMarshaler].
+func (m Moment) MarshalText() ([]byte, error) {
+	return m.at.UTC().AppendFormat(nil, time.RFC3339Nano), nil
+}
+
+// IsZero reports whether no time was given.
+func (m Moment) IsZero() bool { return m.at.IsZero() }
+
+// uuidSchema describes a UUID in its one form: uuid.Parse also takes urn:uuid:, braces and bare hex.
+type uuidSchema string
+
+const uuidLength = 36
+
+// Schema describes the type; see [huma.SchemaProvider].
+func (uuidSchema) Schema(huma.Registry) *huma.Schema {
+	length := uuidLength
+	return &huma.Schema{Type: huma.TypeString, Format: "uuid", MinLength: &length, MaxLength: &length}
+}
+
+// checkParams holds the parameters of a request against what all of them must be, before the framework reads them: each
+// is known, given once, not empty, printable UTF-8, and in bytes no longer than its schema says in characters. A
+// mistyped filter that is ignored would select everything.
+func checkParams(r *http.Request, op *huma.Operation) error {
+	var query url.Values
+	if r.URL.RawQuery != "" {
+		var err error
+		if query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+			return mistake(http.StatusBadRequest, "query", "must be URL-encoded name=value pairs joined by '&'")
+		}
+	}
+	var known []string
+	for _, p := range op.Parameters {
+		var values []string
+		switch p.In {
+		case "path":
+			values = []string{r.PathValue(p.Name)}
+		case "query":
+			known = append(known, p.Name)
+			values = query[p.Name]
+			delete(query, p.Name)
+		}
+		rule := ""
+		if len(values) > 1 {
+			rule = "must be given once"
+		} else if len(values) == 1 {
+			rule = textRule(values[0], p.Schema)
+		}
+		if rule != "" {
+			return mistake(http.StatusUnprocessableEntity, p.Name, rule)
+		}
+	}
+	for name := range query {
+		if len(known) == 0 {
+			return mistake(http.StatusUnprocessableEntity, clip(name), "is not known, there are no query parameters here")
+		}
+		slices.Sort(known)
+		return mistake(http.StatusUnprocessableEntity, clip(name), "is not known, query parameters are "+strings.Join(known, ", "))
+	}
+	return nil
+}
+
+// textRule refuses what no stored text can equal, and what PostgreSQL would not take as text.
+func textRule(s string, schema *huma.Schema) string {
 	switch {
 	case s == "":
 		return "must not be empty"
-	case len(s) > longest:
-		return fmt.Sprintf("must be at most %d bytes, is %d", longest, len(s))
+	case schema.Format == "uuid" && (len(s) != uuidLength || uuid.Validate(s) != nil):
+		return "must be a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e"
+	case schema.MaxLength != nil && len(s) > *schema.MaxLength:
+		return fmt.Sprintf("must be at most %d bytes, is %d", *schema.MaxLength, len(s))
 	case !utf8.ValidString(s):
 		return "must be UTF-8"
 	}
@@ -69,52 +148,11 @@ func textRule(s string, longest int) string {
 	return ""
 }
 
-// timeOf reads a time; zero if absent. It is rounded up to the microseconds that stored times have: event_time >= from
-// and event_time < to then mean the same as with the time as it was given.
-func timeOf(query url.Values, name string) (time.Time, error) {
-	if !query.Has(name) {
-		return time.Time{}, nil
+// clip shortens a name that came from outside, so that a problem stays readable.
+func clip(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "…"
 	}
-	t, err := time.Parse(time.RFC3339Nano, query.Get(name))
-	if err != nil {
-		return time.Time{}, mistake(http.StatusUnprocessableEntity, name,
-			"must be an RFC 3339 time such as 2026-02-07T10:00:00Z; the '+' of an offset is written %2B in a URL")
-	}
-	t = t.UTC()
-	if t.Year() < 1 || t.Year() > 9999 {
-		return time.Time{}, mistake(http.StatusUnprocessableEntity, name, "must be between the years 0001 and 9999 in UTC")
-	}
-	t = t.Add(time.Microsecond - 1).Truncate(time.Microsecond)
-	if t.IsZero() {
-		// The first instant of year 1 is a time and not the absence of one; storage drops the nanosecond.
-		t = t.Add(time.Nanosecond)
-	}
-	return t, nil
-}
-
-// rangeOf reads from and to.
-func rangeOf(query url.Values) (from, to time.Time, err error) {
-	if from, err = timeOf(query, "from"); err != nil {
-		return from, to, err
-	}
-	if to, err = timeOf(query, "to"); err != nil {
-		return from, to, err
-	}
-	if !from.IsZero() && !to.IsZero() && from.After(to) {
-		err = mistake(http.StatusUnprocessableEntity, "from", "must not be after to")
-	}
-	return from, to, err
-}
-
-// uuidOf reads a UUID from the path.
-func uuidOf(r *http.Request, name string) (uuid.UUID, error) {
-	return checkUUID(name, r.PathValue(name))
-}
-
-func checkUUID(name, s string) (uuid.UUID, error) {
-	id, err := uuid.Parse(s)
-	if err != nil || len(s) != 36 { // uuid.Parse also takes urn:uuid:, braces and bare hex
-		return uuid.Nil, mistake(http.StatusUnprocessableEntity, name, "must be a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e")
-	}
-	return id, nil
+	return strings.ToValidUTF8(s, "\uFFFD")
 }

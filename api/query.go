@@ -1,16 +1,14 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"time"
 
-	"github.com/go-json-experiment/json"
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
 
 	"github.com/cornjacket/platform-services/event"
@@ -38,10 +36,10 @@ type QueryConfig struct {
 	Reader  Reader
 	Log     *slog.Logger  // slog.Default() if nil
 	Version string        // of the platform, for the document
-	Timeout time.Duration // how long one request may read; 10 s if zero
+	Timeout time.Duration // how long one request may take, also of operations that are added; 10 s if zero
 }
 
-type reads struct{ cfg QueryConfig }
+type reads struct{ Reader }
 
 // NewQuery returns the query API as a whole port.
 func NewQuery(cfg QueryConfig) http.Handler {
@@ -53,165 +51,93 @@ func NewQuery(cfg QueryConfig) http.Handler {
 // MountQuery adds the query API and its document to a mux, which must be served through [Wrap]. Other operations of
 // the same port can be added to what it returns.
 func MountQuery(mux *http.ServeMux, cfg QueryConfig) *API {
-	cfg.Log = orDefault(cfg.Log)
-	if cfg.Timeout == 0 {
-		cfg.Timeout = defaultTimeout
-	}
-	s := &reads{cfg}
 	a := New(mux, cfg.Log, Info{
 		Title:       "Cornjacket query",
 		Description: "Reads events, and the current state computed from them.",
 		Version:     cfg.Version,
 	})
-	defineQuery(a)
-	a.handle(getProjectionOperation(), s.getProjection)
-	a.handle(listProjectionsOperation(), s.listProjections)
-	a.handle(getEventOperation(), s.getEvent)
-	a.handle(listEventsOperation(), s.listEvents)
+	if cfg.Timeout > 0 {
+		a.timeout = cfg.Timeout
+	}
+	s := reads{cfg.Reader}
+	register(a, huma.Operation{
+		OperationID: "get-projection", Method: http.MethodGet, Path: "/api/v1/projections/{type}/{aggregate_id}", Tags: []string{"projections"},
+		Summary:   "Current state of one aggregate",
+		Responses: explain(map[int]string{200: "The state.", 404: "No event of this aggregate has given such a state yet."}),
+	}, s.projection)
+	register(a, huma.Operation{
+		OperationID: "list-projections", Method: http.MethodGet, Path: "/api/v1/projections/{type}", Tags: []string{"projections"},
+		Summary: "Current state of all aggregates", Description: "Ordered by aggregate_id.",
+		Responses: explain(map[int]string{200: "One page; empty for a type that has no projections."}),
+	}, s.projections)
+	register(a, huma.Operation{
+		OperationID: "get-event", Method: http.MethodGet, Path: "/api/v1/events/{event_id}", Tags: []string{"events"},
+		Summary:   "One event",
+		Responses: explain(map[int]string{200: "The event.", 404: "There is no such event, or it is not sequenced yet."}),
+	}, s.event)
+	register(a, huma.Operation{
+		OperationID: "list-events", Method: http.MethodGet, Path: "/api/v1/events", Tags: []string{"events"},
+		Summary: "Events of the log", Description: "Newest position first. Filters are joined by and.",
+		Responses: explain(map[int]string{200: "One page."}),
+	}, s.events)
 	return a
 }
 
-func (s *reads) getProjection(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	kind, err := checkText("type", r.PathValue("type"), maxType)
-	if err != nil {
-		return err
-	}
-	id, err := checkText("aggregate_id", r.PathValue("aggregate_id"), maxAggregateID)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
-	defer cancel()
-	p, err := s.cfg.Reader.Projection(ctx, kind, id)
-	if errors.Is(err, fault.ErrNotFound) {
-		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no %s of %s", kind, id))
-	}
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, &p)
+type oneProjection struct {
+	Type        Text `path:"type" maxLength:"128" doc:"Type of the projection, such as sensor_state."`
+	AggregateID Text `path:"aggregate_id" maxLength:"256" doc:"What the state is about; percent-encoded."`
 }
 
-func (s *reads) listProjections(w http.ResponseWriter, r *http.Request, query url.Values) error {
-	kind, err := checkText("type", r.PathValue("type"), maxType)
-	if err != nil {
-		return err
-	}
-	limit, err := limitOf(query)
-	if err != nil {
-		return err
-	}
-	list := newListing("projections", kind)
+func (s reads) projection(ctx context.Context, in *oneProjection) (store.Projection, error) {
+	p, err := s.Projection(ctx, string(in.Type), string(in.AggregateID))
+	return p, notFound(err, "there is no %s of %s", in.Type, in.AggregateID)
+}
+
+type someProjections struct {
+	Type Text `path:"type" maxLength:"128" doc:"Type of the projection, such as sensor_state."`
+	Paging
+}
+
+func (s reads) projections(ctx context.Context, in *someProjections) (page Page[store.Projection], err error) {
+	list := newListing("projections", string(in.Type))
 	after := ""
-	if query.Has("cursor") {
-		if after, err = list.aggregateID(query.Get("cursor")); err != nil {
-			return err
-		}
+	if err := list.after(in.Cursor, &after); err != nil {
+		return page, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
-	defer cancel()
-	items, err := s.cfg.Reader.Projections(ctx, kind, after, limit+1)
-	if err != nil {
-		return err
-	}
-	return writePage(w, s.cfg.Log, items, limit, func(last *store.Projection) string {
-		return list.cursor([]byte(last.AggregateID))
-	})
+	items, err := s.Projections(ctx, string(in.Type), after, in.Limit+1)
+	return pageOf(items, in.Limit, func(last *store.Projection) string { return list.cursor(last.AggregateID) }), err
 }
 
-func (s *reads) getEvent(w http.ResponseWriter, r *http.Request, _ url.Values) error {
-	id, err := uuidOf(r, "event_id")
-	if err != nil {
-		return err
+type oneEvent struct {
+	ID uuid.UUID `path:"event_id" doc:"ID of the event."`
+}
+
+func (s reads) event(ctx context.Context, in *oneEvent) (event.Envelope, error) {
+	e, err := s.Event(ctx, in.ID)
+	return e, notFound(err, "there is no event %s", in.ID)
+}
+
+type someEvents struct {
+	AggregateID Text `query:"aggregate_id" maxLength:"256" doc:"Only events about this."`
+	EventType   Text `query:"event_type" maxLength:"128" doc:"Only events of this type."`
+	Span
+	Paging
+}
+
+func (s reads) events(ctx context.Context, in *someEvents) (page Page[event.Envelope], err error) {
+	f := store.EventFilter{AggregateID: string(in.AggregateID), EventType: string(in.EventType), From: in.From.at, To: in.To.at, Limit: in.Limit + 1}
+	list := newListing("events", f.AggregateID, f.EventType, f.From.Format(time.RFC3339Nano), f.To.Format(time.RFC3339Nano))
+	if err := list.after(in.Cursor, &f.Before); err != nil {
+		return page, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
-	defer cancel()
-	e, err := s.cfg.Reader.Event(ctx, id)
+	items, err := s.Events(ctx, f)
+	return pageOf(items, in.Limit, func(last *event.Envelope) string { return list.cursor(last.Metadata.Position) }), err
+}
+
+// notFound names what was not found; other errors stay as they are.
+func notFound(err error, format string, args ...any) error {
 	if errors.Is(err, fault.ErrNotFound) {
-		return newProblem(http.StatusNotFound, fmt.Sprintf("there is no event %s", id))
+		return newProblem(http.StatusNotFound, fmt.Sprintf(format, args...))
 	}
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, &e)
-}
-
-func (s *reads) listEvents(w http.ResponseWriter, r *http.Request, query url.Values) error {
-	filter, list, err := filterOf(query)
-	if err != nil {
-		return err
-	}
-	limit := filter.Limit
-	filter.Limit = limit + 1
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
-	defer cancel()
-	items, err := s.cfg.Reader.Events(ctx, filter)
-	if err != nil {
-		return err
-	}
-	return writePage(w, s.cfg.Log, items, limit, func(last *event.Envelope) string {
-		return list.positionCursor(last.Metadata.Position)
-	})
-}
-
-func filterOf(query url.Values) (f store.EventFilter, list listing, err error) {
-	if f.AggregateID, err = textOf(query, "aggregate_id", maxAggregateID); err != nil {
-		return f, list, err
-	}
-	if f.EventType, err = textOf(query, "event_type", maxType); err != nil {
-		return f, list, err
-	}
-	if f.From, f.To, err = rangeOf(query); err != nil {
-		return f, list, err
-	}
-	if f.Limit, err = limitOf(query); err != nil {
-		return f, list, err
-	}
-	list = newListing("events", f.AggregateID, f.EventType, f.From.Format(time.RFC3339Nano), f.To.Format(time.RFC3339Nano))
-	if query.Has("cursor") {
-		f.Before, err = list.position(query.Get("cursor"))
-	}
-	return f, list, err
-}
-
-// chunk is how many bytes of a page are encoded before they are sent: a page can be large and is not held twice.
-const chunk = 64 << 10
-
-// writePage sends up to limit items; that there are more of them means that there is a next page.
-func writePage[T any](w http.ResponseWriter, log *slog.Logger, items []T, limit int, cursor func(last *T) string) error {
-	next := ""
-	if len(items) > limit {
-		items = items[:limit]
-		next = cursor(&items[limit-1])
-	}
-	w.Header()["Content-Type"] = contentJSON
-	buf := bytes.NewBufferString(`{"items":[`)
-	sent := false
-	for i := range items {
-		if i > 0 {
-			buf.WriteByte(',')
-		}
-		if err := json.MarshalWrite(buf, &items[i], jsonOut); err != nil {
-			err = fmt.Errorf("encode item %d of a page: %w", i, err)
-			if !sent {
-				return err
-			}
-			log.Error("response broken off", "error", err)
-			panic(http.ErrAbortHandler) // half a page must not look like a whole one
-		}
-		if buf.Len() >= chunk {
-			if _, err := w.Write(buf.Bytes()); err != nil {
-				return nil //nolint:nilerr // the client has gone: there is nobody to tell
-			}
-			sent = true
-			buf.Reset()
-		}
-	}
-	buf.WriteByte(']')
-	if next != "" {
-		buf.WriteString(`,"next_cursor":"` + next + `"`) // base64url: nothing to escape
-	}
-	buf.WriteByte('}')
-	_, _ = w.Write(buf.Bytes())
-	return nil
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -43,7 +44,7 @@ func filled() *memory {
 
 var oddIDs = []string{"a b", "tür-7", "100%", "q?x=1&y", "日本", "..a", "semi;colon", "back\\slash", "device-001", `"quoted"`}
 
-type pageOf[T any] struct {
+type listed[T any] struct {
 	Items []T    `json:"items"`
 	Next  string `json:"next_cursor"`
 }
@@ -59,7 +60,7 @@ func walk[T any](t *testing.T, list string, limit int) (all []T, pages int) {
 	for {
 		res := get(t, fmt.Sprintf("%s%slimit=%d%s", list, sep, limit, cursor))
 		require.Equal(t, 200, res.status, "%s", res.body)
-		var p pageOf[T]
+		var p listed[T]
 		res.json(t, &p)
 		require.NotNil(t, p.Items)
 		all = append(all, p.Items...)
@@ -87,7 +88,7 @@ func TestEventsPagination(t *testing.T) {
 	require.Equal(t, 1, pages, "a page that is just full has no successor")
 	all, _ = walk[event.Envelope](t, base+"?aggregate_id=device-1&event_type=sensor.reading", 2)
 	require.Len(t, all, 7)
-	var first pageOf[event.Envelope]
+	var first listed[event.Envelope]
 	get(t, base).json(t, &first)
 	require.Len(t, first.Items, 20, "the default limit")
 }
@@ -169,12 +170,12 @@ func TestProjections(t *testing.T) {
 func TestBadParameters(t *testing.T) {
 	t.Parallel()
 	base := queryServer(t, filled()) + "/api/v1/"
-	var p pageOf[event.Envelope]
+	var p listed[event.Envelope]
 	get(t, base+"events?limit=1").json(t, &p)
 	ofEvents := p.Next
 	get(t, base+"projections/sensor_state?limit=1").json(t, &p)
 	ofStates := p.Next
-	forged := func(l listing, key string) string { return l.cursor([]byte(key)) }
+	forged := func(l listing, key any) string { return l.cursor(key) }
 	events := newListing("events", "", "", time.Time{}.Format(time.RFC3339Nano), time.Time{}.Format(time.RFC3339Nano))
 	states := newListing("projections", "sensor_state")
 	require.Equal(t, 200, get(t, base+"events?cursor="+ofEvents).status)
@@ -192,29 +193,42 @@ func TestBadParameters(t *testing.T) {
 		"events?to=%2B292278994-08-17T07:12:55Z": "to",
 		"events?to=9999-12-31T23:59:59-01:00":    "to",
 		"events?from=2026-02-02T00:00:00Z&to=2026-02-01T00:00:00Z": "from",
-		"events?aggregate_id=":                     "aggregate_id",
-		"events?aggregate_id=%00":                  "aggregate_id",
-		"events?event_type=%FF":                    "event_type",
-		"events?event_typ=sensor.reading":          "event_typ",
-		"events?cursor=":                           "cursor",
-		"events?cursor=!":                          "cursor",
-		"events?cursor=AAAA":                       "cursor",
-		"events?cursor=" + ofStates:                "cursor",
-		"events?event_type=a.b&cursor=" + ofEvents: "cursor",
-		"events?cursor=" + forged(events, "short"): "cursor",
-		"events?cursor=" + forged(events, "\xff\xff\xff\xff\xff\xff\xff\xff"): "cursor",
-		"events?cursor=" + forged(events, "\x00\x00\x00\x00\x00\x00\x00\x00"): "cursor",
-		"projections/sensor_state?cursor=" + forged(states, "a\x00"):          "cursor",
-		"projections/sensor_state?cursor=" + ofEvents:                         "cursor",
-		"projections/user_session?cursor=" + ofStates:                         "cursor",
-		"projections/sensor_state?aggregate_id=x":                             "aggregate_id",
-		"projections/sensor_state/device-001?limit=3":                         "limit",
+		"events?aggregate_id=":                                       "aggregate_id",
+		"events?aggregate_id=%00":                                    "aggregate_id",
+		"events?event_type=%FF":                                      "event_type",
+		"events?event_typ=sensor.reading":                            "event_typ",
+		"events?cursor=":                                             "cursor",
+		"events?cursor=!":                                            "cursor",
+		"events?cursor=AAAA":                                         "cursor",
+		"events?cursor=" + ofStates:                                  "cursor",
+		"events?event_type=a.b&cursor=" + ofEvents:                   "cursor",
+		"events?cursor=" + forged(events, "short"):                   "cursor",
+		"events?cursor=" + forged(events, 1.5):                       "cursor",
+		"events?cursor=" + forged(events, uint64(math.MaxUint64)):    "cursor",
+		"projections/sensor_state?cursor=" + forged(states, 7):       "cursor",
+		"projections/sensor_state?cursor=" + forged(states, []int{}): "cursor",
+		"projections/sensor_state?cursor=" + ofEvents:                "cursor",
+		"projections/user_session?cursor=" + ofStates:                "cursor",
+		"projections/sensor_state?aggregate_id=x":                    "aggregate_id",
+		"projections/sensor_state/device-001?limit=3":                "limit",
 	} {
 		t.Run(query, func(t *testing.T) {
 			t.Parallel()
 			p := get(t, base+query).problem(t, 422)
 			require.Equal(t, location, p.Errors[0].Location, p.Detail)
 		})
+	}
+	for query, detail := range map[string]string{
+		"events?colour=red":      "colour: is not known, query parameters are aggregate_id, cursor, event_type, from, limit, to",
+		"events?limit=0":         "limit: must be at least 1",
+		"events?limit=1001":      "limit: must be at most 1000",
+		"events?limit=1&limit=2": "limit: must be given once",
+		"events?cursor=!":        "cursor: must be a next_cursor that this API has given out",
+		"events?aggregate_id=":   "aggregate_id: must not be empty",
+		"events/7":               "event_id: must be a UUID such as 0190a5c0-7b1e-7c3a-9d3e-5f6a7b8c9d0e",
+		"events?from=now":        "from: must be an RFC 3339 time such as 2026-02-07T10:00:00Z; the '+' of an offset is written %2B in a URL",
+	} {
+		require.Equal(t, detail, get(t, base+query).problem(t, 422).Detail)
 	}
 	for _, query := range []string{"events?limit=%zz", "events?a=1;b=2"} {
 		get(t, base+query).problem(t, 400)

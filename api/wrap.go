@@ -129,5 +129,5 @@ func (w *response) recover(log *slog.Logger) {
 		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 	}
 	w.began, w.swallow = true, true
-	writeProblem(w.ResponseWriter, w.r, problemOf(fmt.Errorf("panic: %v", reason)))
+	writeProblem(w.ResponseWriter, w.r, problemOf(w.r.Method, fmt.Errorf("panic: %v", reason)))
 }

@@ -31,21 +31,21 @@ const (
 type Envelope struct {
 	ID          uuid.UUID      `json:"event_id"`
 	Type        string         `json:"event_type"`
-	AggregateID string         `json:"aggregate_id"`
-	Time        time.Time      `json:"event_time"`
-	IngestedAt  time.Time      `json:"ingested_at"`
+	AggregateID string         `json:"aggregate_id" doc:"What the event is about."`
+	Time        time.Time      `json:"event_time" doc:"When it happened, in UTC."`
+	IngestedAt  time.Time      `json:"ingested_at" doc:"When the platform took it in, in UTC."`
 	Payload     jsontext.Value `json:"payload"`
-	Metadata    Metadata       `json:"metadata"`
+	Metadata    Metadata       `json:"metadata" doc:"What the platform knows of the event."`
 }
 
 // Metadata is what the platform knows of an event beyond what its sender said.
 type Metadata struct {
-	Source        string `json:"source"` // "mqtt" or "http"
-	CorrelationID string `json:"correlation_id"`
-	Traceparent   string `json:"traceparent,omitempty"` // W3C Trace Context
-	SchemaVersion int    `json:"schema_version"`
+	Source        string `json:"source" doc:"The door it came through: http, mqtt."`
+	CorrelationID string `json:"correlation_id" doc:"Of the request or message that brought it."`
+	Traceparent   string `json:"traceparent,omitempty" doc:"W3C Trace Context."`
+	SchemaVersion int    `json:"schema_version" minimum:"1" doc:"Of the envelope."`
 	// Position orders all events of the log; it only grows. Zero until the relay has sequenced the event.
-	Position int64 `json:"position,omitzero"`
+	Position int64 `json:"position,omitzero" minimum:"1" doc:"Its place in the log; only grows."`
 }
 
 // Topics on the bus. Each has a dead letter topic beside it, see [DeadLetterTopic].

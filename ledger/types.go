@@ -1,4 +1,5 @@
-// Package ledger says where every event is: counts of all of them, and the journey of one.
+// Package ledger says where every event is: counts of all of them, and the journey of one. The tags of its types are also
+// their description in the documents of the API.
 package ledger
 
 import (
@@ -9,59 +10,59 @@ import (
 
 // Ledger says where every event is: what came in is what was applied, what is a dead letter, and what is on its way.
 type Ledger struct {
-	At       time.Time `json:"at"`       // when it was read
-	Balanced bool      `json:"balanced"` // nothing is on its way or missing, nothing is too much
+	At       time.Time `json:"at" doc:"When it was read, in UTC."`
+	Balanced bool      `json:"balanced" doc:"Nothing is on its way or missing, nothing is too much."`
 
-	Accepted   int64 `json:"accepted"`   // events that were acknowledged to their senders, duplicates too
-	Duplicates int64 `json:"duplicates"` // of these, those whose event_id was in the log already
-	Sequenced  int64 `json:"sequenced"`  // in the event log
-	Published  int64 `json:"published"`  // acknowledged by the bus
+	Accepted   int64 `json:"accepted" minimum:"0" doc:"Events that were acknowledged to their senders, duplicates too."`
+	Duplicates int64 `json:"duplicates" minimum:"0" doc:"Of these, those whose event_id was in the log already."`
+	Sequenced  int64 `json:"sequenced" minimum:"0" doc:"In the event log."`
+	Published  int64 `json:"published" minimum:"0" doc:"Acknowledged by the bus."`
 
-	Applied      map[string]int64            `json:"applied"`       // by consumer
-	DeadLettered map[string]DeadLetterCounts `json:"dead_lettered"` // by consumer; rows
-	Pending      map[string]int64            `json:"pending"`       // by stage; negative if there is more than came in
-	Lag          map[string]Lag              `json:"lag"`           // by stage; the outbox is the relay's
-	Missing      []Missing                   `json:"missing"`       // what keeps it from being balanced
+	Applied      map[string]int64            `json:"applied" doc:"By consumer."`
+	DeadLettered map[string]DeadLetterCounts `json:"dead_lettered" doc:"Rows of the dlq table by consumer; those of ingestion were never accepted."`
+	Pending      map[string]int64            `json:"pending" doc:"Events on their way or missing, by stage; negative if there is more than came in."`
+	Lag          map[string]Lag              `json:"lag" doc:"By stage; the relay's has the outbox in it."`
+	Missing      []Missing                   `json:"missing" doc:"What keeps it from being balanced."`
 	Topics       []TopicCounts               `json:"topics"`
 	Consumers    []ConsumerCounts            `json:"consumers"`
 }
 
 // DeadLetterCounts are rows of a dlq table by status.
 type DeadLetterCounts struct {
-	Pending   int64 `json:"pending"`
-	Replayed  int64 `json:"replayed"`
-	Discarded int64 `json:"discarded"`
+	Pending   int64 `json:"pending" minimum:"0"`
+	Replayed  int64 `json:"replayed" minimum:"0"`
+	Discarded int64 `json:"discarded" minimum:"0"`
 }
 
 // Lag is how far a stage is behind.
 type Lag struct {
-	Events  int64   `json:"events"`
-	Seconds float64 `json:"seconds"` // since the oldest of them came in, at a consumer the oldest that was found
+	Events  int64   `json:"events" minimum:"0"`
+	Seconds float64 `json:"seconds" minimum:"0" doc:"Since the oldest of them came in; at a consumer the oldest that was found."`
 }
 
 // Missing is a stage at which events are neither done nor dead letters, or of which nothing can be said.
 type Missing struct {
-	Stage  string `json:"stage"`
-	Events int64  `json:"events"` // negative: that many too many; zero: unknown
+	Stage  string `json:"stage" doc:"outbox, relay or the name of a consumer."`
+	Events int64  `json:"events" doc:"Negative: that many too many. 0: its database cannot be read, so nothing is known."`
 	Detail string `json:"detail"`
 }
 
 // TopicCounts are the events of one topic.
 type TopicCounts struct {
 	Topic        string `json:"topic"`
-	Sequenced    int64  `json:"sequenced"`
-	Published    int64  `json:"published"`
-	DeadLettered int64  `json:"dead_lettered"` // events that the bus will not get unless they are replayed
+	Sequenced    int64  `json:"sequenced" minimum:"0"`
+	Published    int64  `json:"published" minimum:"0"`
+	DeadLettered int64  `json:"dead_lettered" minimum:"0" doc:"Events that the bus will not get unless they are replayed."`
 }
 
 // ConsumerCounts are the events of one consumer.
 type ConsumerCounts struct {
 	Consumer     string   `json:"consumer"`
 	Topics       []string `json:"topics"`
-	Published    int64    `json:"published"` // on these topics
-	Applied      int64    `json:"applied"`
-	DeadLettered int64    `json:"dead_lettered"` // events that are not applied unless they are replayed
-	Pending      int64    `json:"pending"`
+	Published    int64    `json:"published" minimum:"0" doc:"On these topics."`
+	Applied      int64    `json:"applied" minimum:"0" doc:"Each once."`
+	DeadLettered int64    `json:"dead_lettered" minimum:"0" doc:"Events that are not applied unless they are replayed."`
+	Pending      int64    `json:"pending" doc:"Neither applied nor a dead letter."`
 }
 
 // Stages of a journey, and of the ledger.
@@ -85,39 +86,36 @@ const (
 
 // Journey is where an event has been, and where it is.
 type Journey struct {
-	EventID       uuid.UUID `json:"event_id"`
-	EventType     string    `json:"event_type,omitempty"`
-	AggregateID   string    `json:"aggregate_id,omitempty"`
-	CorrelationID string    `json:"correlation_id,omitempty"`
-	Source        string    `json:"source,omitempty"`
-	// Status is that of the whole: done, waiting, dead_lettered, or unknown.
-	Status string `json:"status"`
-	// WaitingAt is where it waits: outbox, relay or the name of a consumer.
-	WaitingAt   string          `json:"waiting_at,omitempty"`
-	Steps       []Step          `json:"stages"`
-	DeadLetters []JourneyLetter `json:"dead_letters"`
+	EventID       uuid.UUID       `json:"event_id"`
+	EventType     string          `json:"event_type,omitempty" doc:"Absent if the event is known as a dead letter alone."`
+	AggregateID   string          `json:"aggregate_id,omitempty" doc:"Absent likewise."`
+	CorrelationID string          `json:"correlation_id,omitempty" doc:"Of the request or message that brought it."`
+	Source        string          `json:"source,omitempty" doc:"The door it came through: http, mqtt."`
+	Status        string          `json:"status" enum:"done,waiting,dead_lettered,unknown" doc:"Of the whole."`
+	WaitingAt     string          `json:"waiting_at,omitempty" doc:"Where it waits: outbox, relay or the name of a consumer."`
+	Steps         []Step          `json:"stages" doc:"In the order of the flow; not those behind the one where it waits or ended."`
+	DeadLetters   []JourneyLetter `json:"dead_letters"`
 }
 
 // Step is one stage of a journey. Fields that do not belong to the stage are left out.
 type Step struct {
-	Stage    string     `json:"stage"`
-	Consumer string     `json:"consumer,omitempty"` // of the stage applied
-	Status   string     `json:"status"`
-	At       *time.Time `json:"at,omitempty"`
-	// AtLatest says that the step was done at this time or before.
-	AtLatest  bool   `json:"at_latest,omitzero"`
-	Position  int64  `json:"position,omitzero"`
-	Topic     string `json:"topic,omitempty"`
-	Partition *int32 `json:"partition,omitempty"`
-	Offset    *int64 `json:"offset,omitempty"`
-	Detail    string `json:"detail,omitempty"`
+	Stage     string     `json:"stage" enum:"received,stored,published,applied"`
+	Consumer  string     `json:"consumer,omitempty" doc:"Who applies."`
+	Status    string     `json:"status" enum:"done,waiting,dead_lettered,unknown,skipped" doc:"skipped: there is nothing to do. unknown: what would tell is away."`
+	At        *time.Time `json:"at,omitempty" doc:"When, in UTC."`
+	AtLatest  bool       `json:"at_latest,omitzero" doc:"It was at this time or before: later events of the aggregate were applied since."`
+	Position  int64      `json:"position,omitzero" minimum:"1" doc:"In the log."`
+	Topic     string     `json:"topic,omitempty" doc:"Of the bus."`
+	Partition *int32     `json:"partition,omitempty" minimum:"0"`
+	Offset    *int64     `json:"offset,omitempty" minimum:"0"`
+	Detail    string     `json:"detail,omitempty" doc:"What else there is to say."`
 }
 
 // JourneyLetter is a dead letter of the event.
 type JourneyLetter struct {
 	ID       uuid.UUID `json:"dlq_id"`
 	Consumer string    `json:"consumer"`
-	Status   string    `json:"status"`
+	Status   string    `json:"status" enum:"pending,replayed,discarded"`
 	FailedAt time.Time `json:"failed_at"`
 	Error    string    `json:"error_message"`
 }

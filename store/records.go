@@ -13,11 +13,11 @@ type Projection struct {
 	Type               string         `json:"projection_type"`
 	AggregateID        string         `json:"aggregate_id"`
 	State              jsontext.Value `json:"state"`
-	LastEventID        uuid.UUID      `json:"last_event_id"`        // the event that gave the state
-	LastEventTimestamp time.Time      `json:"last_event_timestamp"` // its event_time
-	Position           int64          `json:"position"`             // of the newest event that was applied
-	EventCount         int64          `json:"event_count"`          // events that were applied, each counted once
-	UpdatedAt          time.Time      `json:"updated_at"`
+	LastEventID        uuid.UUID      `json:"last_event_id" doc:"The event that gave the state."`
+	LastEventTimestamp time.Time      `json:"last_event_timestamp" doc:"Its event_time, in UTC."`
+	Position           int64          `json:"position" minimum:"0" doc:"Of the newest event that was applied."`
+	EventCount         int64          `json:"event_count" minimum:"0" doc:"How many events the state is made of, each counted once."`
+	UpdatedAt          time.Time      `json:"updated_at" doc:"When the state was written, in UTC."`
 }
 
 // ProjectionKey names one projection.

@@ -2,26 +2,24 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/cornjacket/platform-services/internal/client"
 	"github.com/cornjacket/platform-services/internal/config"
 )
 
 // listLetters prints the newest letters of all services. Those of services that do not answer are missing, which is an
 // error once the others are printed.
 func listLetters(ctx context.Context, s config.DLQList, out, notes io.Writer) error {
-	all, err := desks(s.DLQTarget, s.Consumer)
+	all, err := letterServices(s.DLQTarget, s.Consumer)
 	if err != nil {
 		return err
 	}
@@ -33,7 +31,7 @@ func listLetters(ctx context.Context, s config.DLQList, out, notes io.Writer) er
 		if s.Status != "all" {
 			query.Set("status", s.Status)
 		}
-		some, others, err := d.letters(ctx, query, s.Limit)
+		some, others, err := letters(ctx, d, query, s.Limit)
 		if err != nil {
 			failed = append(failed, err)
 			continue
@@ -59,7 +57,7 @@ func listLetters(ctx context.Context, s config.DLQList, out, notes io.Writer) er
 func printLetters(list []letter, asJSON bool, out io.Writer) error {
 	if asJSON {
 		for i := range list {
-			if err := printJSON(out, list[i].raw); err != nil {
+			if err := printJSON(out, &list[i].DeadLetter); err != nil {
 				return err
 			}
 		}
@@ -74,7 +72,7 @@ func printLetters(list []letter, asJSON bool, out io.Writer) error {
 	for i := range list {
 		l := &list[i]
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", l.ID, l.Consumer, l.Status, l.FailedAt.Format(time.RFC3339),
-			dash(l.EventType), shorten(l.Topic, 40), l.RetryCount, shorten(l.Error, 100))
+			dash(l.EventType), shorten(l.SourceTopic, 40), l.RetryCount, shorten(l.Error, 100))
 	}
 	return w.Flush()
 }
@@ -106,7 +104,7 @@ func printJSON(out io.Writer, v any) error {
 
 // showLetters prints letters whole.
 func showLetters(ctx context.Context, s config.DLQShow, out io.Writer) error {
-	all, err := desks(s.DLQTarget, "")
+	all, err := letterServices(s.DLQTarget, "")
 	if err != nil {
 		return err
 	}
@@ -118,7 +116,7 @@ func showLetters(ctx context.Context, s config.DLQShow, out io.Writer) error {
 			continue
 		}
 		if s.JSON {
-			err = printJSON(out, l.raw)
+			err = printJSON(out, &l.DeadLetter)
 		} else {
 			err = printLetter(out, l)
 		}
@@ -131,8 +129,12 @@ func showLetters(ctx context.Context, s config.DLQShow, out io.Writer) error {
 
 // printLetter prints the members of a letter in a fixed order, the payload last.
 func printLetter(out io.Writer, l *letter) error {
+	data, err := json.Marshal(&l.DeadLetter)
+	if err != nil {
+		return err
+	}
 	var members map[string]any
-	if err := json.Unmarshal(l.raw, &members); err != nil {
+	if err := json.Unmarshal(data, &members); err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -157,13 +159,13 @@ func printLetter(out io.Writer, l *letter) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "event_payload:\n%s\n", l.Payload)
+	_, err = fmt.Fprintf(out, "event_payload:\n%s\n", l.Payload)
 	return err
 }
 
 // replayLetters replays the letters that are named, or starts bulk replays and waits for them.
 func replayLetters(ctx context.Context, s config.DLQReplay, in io.Reader, out, notes io.Writer) error {
-	all, err := desks(s.DLQTarget, s.Consumer)
+	all, err := letterServices(s.DLQTarget, s.Consumer)
 	if err != nil {
 		return err
 	}
@@ -177,40 +179,39 @@ func replayLetters(ctx context.Context, s config.DLQReplay, in io.Reader, out, n
 	return eachLetter(ctx, all, s.IDs, step{verb: "replay", done: "replayed", body: edit, dryRun: s.DryRun, json: s.JSON}, out)
 }
 
-// editOf returns the body of a replay with what was edited, nil if nothing was.
+// editOf returns what was edited, nil if nothing was.
 func editOf(s config.DLQReplay, in io.Reader) (any, error) {
-	edit := map[string]string{}
-	if s.AsTopic != "" {
-		edit["topic"] = s.AsTopic
-	}
-	if s.PayloadFile != "" {
-		var data []byte
-		var err error
-		if s.PayloadFile == "-" {
-			data, err = io.ReadAll(in)
-		} else {
-			data, err = os.ReadFile(s.PayloadFile)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read --payload-file: %w", err)
-		}
-		edit["payload"], edit["encoding"] = base64.StdEncoding.EncodeToString(data), "base64"
-	}
-	if len(edit) == 0 {
+	if s.AsTopic == "" && s.PayloadFile == "" {
 		return nil, nil
 	}
-	return edit, nil
+	edit := &client.ReplayEdit{Topic: client.Text(s.AsTopic)}
+	if s.PayloadFile == "" {
+		return edit, nil
+	}
+	var data []byte
+	var err error
+	if s.PayloadFile == "-" {
+		data, err = io.ReadAll(in)
+	} else {
+		data, err = os.ReadFile(s.PayloadFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read --payload-file: %w", err)
+	}
+	edit.Encoding = "base64"
+	edit.Payload, err = json.Marshal(data)
+	return edit, err
 }
 
 // discardLetters discards the letters that are named, or all that match when it begins.
 func discardLetters(ctx context.Context, s config.DLQDiscard, out io.Writer) error {
-	all, err := desks(s.DLQTarget, s.Consumer)
+	all, err := letterServices(s.DLQTarget, s.Consumer)
 	if err != nil {
 		return err
 	}
 	do := step{verb: "discard", done: "discarded", dryRun: s.DryRun, json: s.JSON}
 	if s.Reason != "" {
-		do.body = map[string]string{"reason": s.Reason}
+		do.body = &client.Discard{Reason: client.Text(s.Reason)}
 	}
 	if !s.All {
 		return eachLetter(ctx, all, s.IDs, do, out)
@@ -219,7 +220,7 @@ func discardLetters(ctx context.Context, s config.DLQDiscard, out io.Writer) err
 	for _, d := range all {
 		query := params(&s.DLQFilter)
 		query.Set("status", "pending")
-		some, _, err := d.letters(ctx, query, 0)
+		some, _, err := letters(ctx, d, query, 0)
 		if err != nil {
 			return err
 		}
@@ -262,7 +263,7 @@ type step struct {
 	dryRun, json bool
 }
 
-func eachLetter(ctx context.Context, all []*desk, ids []string, do step, out io.Writer) error {
+func eachLetter(ctx context.Context, all []*client.Service, ids []string, do step, out io.Writer) error {
 	var failed []error
 	for _, id := range ids {
 		l, err := find(ctx, all, id)
@@ -284,21 +285,21 @@ func (s *step) on(ctx context.Context, l *letter, out io.Writer) error {
 		}
 		return s.print(out, l, "would be "+s.done)
 	}
-	changed := letter{desk: l.desk}
-	if err := l.desk.call(ctx, http.MethodPost, "/"+l.ID+"/"+s.verb, url.Values{}, s.body, &changed); err != nil {
+	changed, err := l.service.Change(ctx, l.ID.String(), s.verb, s.body)
+	if err != nil {
 		return fmt.Errorf("%s %s: %w", s.verb, l.ID, err)
 	}
-	return s.print(out, &changed, s.done)
+	return s.print(out, &letter{changed, l.service}, s.done)
 }
 
 func (s *step) print(out io.Writer, l *letter, what string) error {
 	var err error
 	if s.json {
-		err = printJSON(out, l.raw)
+		err = printJSON(out, &l.DeadLetter)
 	} else {
 		eventID := "-"
 		if l.EventID != nil {
-			eventID = *l.EventID
+			eventID = l.EventID.String()
 		}
 		_, err = fmt.Fprintf(out, "%s  %s  %s  event %s\n", l.ID, l.Consumer, what, eventID)
 	}

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"time"
 
+	"github.com/cornjacket/platform-services/internal/client"
 	"github.com/cornjacket/platform-services/internal/config"
 )
 
@@ -20,104 +20,106 @@ const (
 	silence = time.Minute
 )
 
-// bulk is what this command reads of a bulk replay; raw is all of it.
-type bulk struct {
-	ID        string `json:"replay_id"`
-	Status    string `json:"status"`
-	Total     int64  `json:"total"`
-	Replayed  int64  `json:"replayed"`
-	Failed    int64  `json:"failed"`
-	Skipped   int64  `json:"skipped"`
-	Remaining int64  `json:"remaining"`
-	LastError string `json:"last_error"`
-
-	DryRun  bool  `json:"dry_run"`
-	Matched int64 `json:"matched"`
-}
-
-func (b *bulk) ended() bool { return b.Status == "done" || b.Status == "cancelled" }
+func ended(r *client.BulkReplay) bool { return r.Status == "done" || r.Status == "cancelled" }
 
 // bulkReplay starts a bulk replay in each service and waits for all.
-func bulkReplay(ctx context.Context, all []*desk, s config.DLQReplay, out, notes io.Writer) error {
-	body := map[string]any{"rate": s.Rate, "dry_run": s.DryRun}
+func bulkReplay(ctx context.Context, all []*client.Service, s config.DLQReplay, out, notes io.Writer) error {
+	request := map[string]any{"rate": s.Rate, "dry_run": s.DryRun}
 	for name, values := range params(&s.DLQFilter) {
-		body[name] = values[0]
+		request[name] = values[0]
+	}
+	run := replayService
+	if s.DryRun {
+		run = countService
 	}
 	var failed []error
-	for _, d := range all {
-		if err := d.bulkReplay(ctx, body, s, out, notes); err != nil {
+	for _, service := range all {
+		if err := run(ctx, service, request, s, out, notes); err != nil {
 			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)
 }
 
-func (d *desk) bulkReplay(ctx context.Context, body map[string]any, s config.DLQReplay, out, notes io.Writer) error {
-	var raw json.RawMessage
-	b, err := d.bulk(ctx, http.MethodPost, "/replay", body, &raw)
+func countService(ctx context.Context, service *client.Service, request map[string]any, s config.DLQReplay, out, _ io.Writer) error {
+	count, err := service.CountReplay(ctx, request)
 	if err != nil {
 		return err
 	}
-	if !s.DryRun && !s.NoWait && !b.ended() {
-		if b, err = d.follow(ctx, b, &raw, notes); err != nil {
+	if s.JSON {
+		return printOf(out, service, count)
+	}
+	return printed(fmt.Fprintf(out, "%s: %d would be replayed\n", service.Name, count.Matched))
+}
+
+func replayService(ctx context.Context, service *client.Service, request map[string]any, s config.DLQReplay, out, notes io.Writer) error {
+	r, err := service.StartReplay(ctx, request)
+	if err != nil {
+		return err
+	}
+	if !s.NoWait && !ended(&r) {
+		if r, err = follow(ctx, service, r, notes); err != nil {
 			return err
 		}
 	}
 	switch {
 	case s.JSON:
-		var members map[string]any
-		if err = json.Unmarshal(raw, &members); err == nil {
-			members["service"] = d.name
-			err = printJSON(out, members)
-		}
-	case b.DryRun:
-		_, err = fmt.Fprintf(out, "%s: %d would be replayed\n", d.name, b.Matched)
-	case s.NoWait && !b.ended():
-		_, err = fmt.Fprintf(out, "%s: bulk replay %s of %d has begun\n", d.name, b.ID, b.Total)
+		err = printOf(out, service, r)
+	case s.NoWait && !ended(&r):
+		err = printed(fmt.Fprintf(out, "%s: bulk replay %s of %d has begun\n", service.Name, r.ID, r.Total))
 	default:
-		_, err = fmt.Fprintf(out, "%s: %d replayed, %d refused again, %d not pending any more\n", d.name, b.Replayed, b.Failed, b.Skipped)
+		err = printed(fmt.Fprintf(out, "%s: %d replayed, %d refused again, %d not pending any more\n", service.Name, r.Replayed, r.Failed, r.Skipped))
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("print result: %w", err)
-	case b.Status == "cancelled":
-		return fmt.Errorf("%s: bulk replay %s was cancelled, %d are still pending", d.name, b.ID, b.Remaining)
-	case b.Failed > 0:
-		return fmt.Errorf("%s: %d were refused again and are still pending, the last one: %s", d.name, b.Failed, shorten(b.LastError, 200))
+		return err
+	case r.Status == "cancelled":
+		return fmt.Errorf("%s: bulk replay %s was cancelled, %d are still pending", service.Name, r.ID, r.Remaining)
+	case r.Failed > 0:
+		return fmt.Errorf("%s: %d were refused again and are still pending, the last one: %s", service.Name, r.Failed, shorten(r.LastError, 200))
 	}
 	return nil
 }
 
-func (d *desk) bulk(ctx context.Context, method, path string, body any, raw *json.RawMessage) (bulk, error) {
-	var b bulk
-	if err := d.call(ctx, method, path, url.Values{}, body, raw); err != nil {
-		return b, err
+// printOf prints an answer as JSON, with the name of the service that gave it.
+func printOf(out io.Writer, service *client.Service, answer any) error {
+	data, err := json.Marshal(answer)
+	if err != nil {
+		return fmt.Errorf("encode result: %w", err)
 	}
-	if err := json.Unmarshal(*raw, &b); err != nil {
-		return b, fmt.Errorf("read answer of %s: %w", d.name, err)
+	members := map[string]any{}
+	if err := json.Unmarshal(data, &members); err != nil {
+		return fmt.Errorf("encode result: %w", err)
 	}
-	return b, nil
+	members["service"] = service.Name
+	return printed(0, printJSON(out, members))
+}
+
+func printed(_ int, err error) error {
+	if err != nil {
+		return fmt.Errorf("print result: %w", err)
+	}
+	return nil
 }
 
 // follow waits until a bulk replay has ended, and tells how far it is.
-func (d *desk) follow(ctx context.Context, b bulk, raw *json.RawMessage, notes io.Writer) (bulk, error) {
+func follow(ctx context.Context, service *client.Service, r client.BulkReplay, notes io.Writer) (client.BulkReplay, error) {
 	terminal := isTerminal(notes)
 	heard, told := time.Now(), time.Now()
-	for !b.ended() {
+	for !ended(&r) {
 		select {
 		case <-time.After(progressEvery):
 		case <-ctx.Done():
-			return b, fmt.Errorf("%s: no longer waiting; bulk replay %s goes on in the service", d.name, b.ID)
+			return r, fmt.Errorf("%s: no longer waiting; bulk replay %s goes on in the service", service.Name, r.ID)
 		}
-		now, err := d.bulk(ctx, http.MethodGet, "/replays/"+b.ID, nil, raw)
-		var answered *refusal
-		switch {
+		now, err := service.BulkReplay(ctx, r.ID.String())
+		switch status := client.StatusOf(err); {
 		case err == nil:
-			b, heard = now, time.Now()
-		case errors.As(err, &answered) && answered.status < 500, time.Since(heard) > silence:
-			return b, err
+			r, heard = now, time.Now()
+		case status > 0 && status < http.StatusInternalServerError, time.Since(heard) > silence:
+			return r, err
 		}
-		line := fmt.Sprintf("%s: %d of %d, %d refused, %s", d.name, b.Total-b.Remaining, b.Total, b.Failed, b.Status)
+		line := fmt.Sprintf("%s: %d of %d, %d refused, %s", service.Name, r.Total-r.Remaining, r.Total, r.Failed, r.Status)
 		switch {
 		case terminal:
 			_, _ = fmt.Fprintf(notes, "\r%-70s", line)
@@ -129,5 +131,5 @@ func (d *desk) follow(ctx context.Context, b bulk, raw *json.RawMessage, notes i
 	if terminal {
 		_, _ = fmt.Fprintf(notes, "\r%-70s\r", "")
 	}
-	return b, nil
+	return r, nil
 }

@@ -175,12 +175,3 @@ func TestHealthDoesNotHang(t *testing.T) {
 	require.Contains(t, stdout, "no answer")
 	require.Less(t, time.Since(start), 10*time.Second)
 }
-
-func TestReachable(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"0.0.0.0:80": "localhost:80", ":80": "localhost:80", "[::]:80": "localhost:80", "10.0.0.1:80": "10.0.0.1:80", "[::1]:80": "[::1]:80",
-	} {
-		require.Equal(t, want, reachable(in))
-	}
-}

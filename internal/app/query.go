@@ -33,7 +33,7 @@ func buildQuery(ctx context.Context, s *service) error {
 	reader := store.NewReader(projections, events)
 	mount := func(mux *http.ServeMux) {
 		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: s.log, Version: Version})
-		api.MountLedger(a, api.LedgerConfig{Accounts: s.accounts(events, projections), Log: s.log})
+		api.MountLedger(a, s.accounts(events, projections))
 	}
 	checks := []health.Check{postgresCheck(projections)}
 	if events != projections {

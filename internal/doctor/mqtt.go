@@ -3,7 +3,6 @@ package doctor
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -66,18 +65,12 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 
 // embedded tells whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.
 func embedded(ctx context.Context, s config.Doctor) bool {
-	_, body, err := get(ctx, s, s.Of(routers.Ingestion), "/health")
+	at, err := ask(s, routers.Ingestion)
 	if err != nil {
 		return false
 	}
-	var h struct {
-		Checks struct {
-			MQTT struct {
-				Broker string `json:"broker"`
-			} `json:"mqtt"`
-		} `json:"checks"`
-	}
-	return json.Unmarshal(body, &h) == nil && h.Checks.MQTT.Broker == "embedded"
+	h, _, err := at.Health(ctx)
+	return err == nil && h.Checks["mqtt"]["broker"] == "embedded"
 }
 
 func refusal(ctx context.Context, ack *paho.Connack, err error) string {

@@ -2,134 +2,78 @@ package doctor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 
+	"github.com/cornjacket/platform-services/internal/client"
 	"github.com/cornjacket/platform-services/internal/config"
-	"github.com/cornjacket/platform-services/internal/tlsconf"
 	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/routers"
 )
-
-// largest is more than any answer needs, in bytes.
-const largest = 1 << 20
 
 func ports(s config.Doctor) []examination {
 	var all []examination
 	for _, service := range s.Services {
 		all = append(all, examination{area: "health", check: service, look: func(ctx context.Context) []Finding {
-			return []Finding{checkHealth(ctx, s, service, s.Of(service))}
+			return []Finding{checkHealth(ctx, s, service)}
 		}})
 	}
 	if slices.Contains(s.Services, routers.Query) {
 		all = append(all, examination{area: "ledger", check: "balance", look: func(ctx context.Context) []Finding {
-			return checkLedger(ctx, s, s.Of(routers.Query))
+			return checkLedger(ctx, s)
 		}})
 	}
 	return all
 }
 
-// get asks a service. It returns the body with any status.
-func get(ctx context.Context, s config.Doctor, addr, path string) (int, []byte, error) {
-	host, port, err := net.SplitHostPort(addr)
+// ask returns a service, to be asked as the platform is set up.
+func ask(s config.Doctor, service string) (*client.Service, error) {
+	c, err := client.New(client.Config{CertFile: s.CertFile, CAFile: s.CAFile, Token: s.APIToken})
 	if err != nil {
-		return 0, nil, fmt.Errorf("read address: %w", err)
+		return nil, err
 	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() { // of a listener on all addresses
-		host = "localhost"
-	}
-	speak, scheme, err := transport(s)
-	if err != nil {
-		return 0, nil, err
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+path, http.NoBody)
-	if err != nil {
-		return 0, nil, fmt.Errorf("make request: %w", err)
-	}
-	if s.APIToken != "" {
-		request.Header.Set("Authorization", "Bearer "+s.APIToken)
-	}
-	response, err := (&http.Client{Transport: speak}).Do(request)
-	if err != nil {
-		if u := (*url.Error)(nil); errors.As(err, &u) {
-			err = u.Err // the address is told anyway
-		}
-		return 0, nil, err
-	}
-	defer response.Body.Close() //nolint:errcheck // nothing was written
-	body, err := io.ReadAll(io.LimitReader(response.Body, largest))
-	if err != nil {
-		return 0, nil, fmt.Errorf("read answer: %w", err)
-	}
-	return response.StatusCode, body, nil
+	return c.Service(service, s.Of(service)), nil
 }
 
-// transport speaks with the services as they are set up. It keeps no connections and uses no proxy.
-func transport(s config.Doctor) (t *http.Transport, scheme string, err error) {
-	t = &http.Transport{DisableKeepAlives: true}
-	switch {
-	case s.CAFile != "":
-		t.TLSClientConfig, err = tlsconf.Client(s.CAFile)
-	case s.CertFile != "":
-		t.TLSClientConfig, err = tlsconf.Pinned(s.CertFile)
-	default:
-		return t, "http", nil
-	}
-	if err != nil {
-		return nil, "", fmt.Errorf("read certificates: %w", err)
-	}
-	return t, "https", nil
-}
-
-func checkHealth(ctx context.Context, s config.Doctor, service, addr string) Finding {
+func checkHealth(ctx context.Context, s config.Doctor, service string) Finding {
 	a := about("health")
-	status, body, err := get(ctx, s, addr, "/health")
+	at, err := ask(s, service)
 	if err != nil {
-		return a.fail(service, "start it, or correct its address", "%s: %s", addr, reason(ctx, err))
+		return a.fail(service, "correct the setting", "%v", err)
 	}
-	var h struct {
-		Service string                     `json:"service"`
-		Failing []string                   `json:"failing"`
-		Checks  map[string]json.RawMessage `json:"checks"`
+	h, answer, err := at.Health(ctx)
+	switch {
+	case answer.Status == 0:
+		return a.fail(service, "start it, or correct its address", "%s: %s", at.Addr, reason(ctx, client.Cause(err)))
+	case err != nil || h.Service == "":
+		return a.fail(service, "something else has this port", "%s answered %d, which is no health answer", at.Addr, answer.Status)
+	case h.Service != service:
+		return a.fail(service, "correct the addresses", "at %s is %s", at.Addr, h.Service)
+	case answer.Status != http.StatusOK:
+		return a.fail(service, "mend what the check names; it becomes ready by itself", "%s", strings.Join(client.Failing(h), "; "))
 	}
-	if err := json.Unmarshal(body, &h); err != nil || h.Service == "" {
-		return a.fail(service, "something else has this port", "%s answered %d, which is no health answer", addr, status)
-	}
-	if h.Service != service {
-		return a.fail(service, "correct the addresses", "at %s is %s", addr, h.Service)
-	}
-	if status != http.StatusOK {
-		var why []string
-		for _, name := range h.Failing {
-			var check struct{ Error string }
-			_ = json.Unmarshal(h.Checks[name], &check) // then the name has to do
-			why = append(why, strings.TrimSuffix(name+": "+check.Error, ": "))
-		}
-		return a.fail(service, "mend what the check names; it becomes ready by itself", "%s", strings.Join(why, "; "))
-	}
-	return a.ok(service, "ready at %s", addr)
+	return a.ok(service, "ready at %s", at.Addr)
 }
 
-func checkLedger(ctx context.Context, s config.Doctor, addr string) []Finding {
+func checkLedger(ctx context.Context, s config.Doctor) []Finding {
 	a := about("ledger")
-	status, body, err := get(ctx, s, addr, "/api/v1/ledger")
+	at, err := ask(s, routers.Query)
 	if err != nil {
-		return []Finding{a.fail("balance", "start the query service", "%s: %s", addr, reason(ctx, err))}
+		return []Finding{a.fail("balance", "correct the setting", "%v", err)}
 	}
-	if status == http.StatusUnauthorized || status == http.StatusForbidden {
-		return []Finding{a.fail("balance", "give a token with the scope read in API_TOKEN (platform token makes one)", "%s answered %d", addr, status)}
-	}
-	var l ledger.Ledger
-	if err := json.Unmarshal(body, &l); err != nil || status != http.StatusOK {
-		return []Finding{a.fail("balance", "see the health of query", "%s answered %d", addr, status)}
+	l, err := at.Ledger(ctx)
+	var none *client.NoAnswerError
+	switch status := client.StatusOf(err); {
+	case errors.As(err, &none):
+		return []Finding{a.fail("balance", "start the query service", "%s: %s", at.Addr, reason(ctx, none.Err))}
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		return []Finding{a.fail("balance", "give a token with the scope read in API_TOKEN (platform token makes one)", "%s answered %d", at.Addr, status)}
+	case err != nil:
+		return []Finding{a.fail("balance", "see the health of query", "%v", err)}
 	}
 	balance := a.ok("balance", "%d accepted, %d in the log, %d published, all applied or dead letters", l.Accepted, l.Sequenced, l.Published)
 	if !l.Balanced {
