@@ -48,7 +48,7 @@ func check() error {
 }
 
 // need skips the test where Kafka can't be had. It does so in CI too: unlike the packages of a distribution, what comes
-// from Maven Central may be out of reach.
+// through Maven may be out of reach.
 func need(tb testing.TB) {
 	tb.Helper()
 	if err := available(); err != nil {
