@@ -41,10 +41,13 @@ var rules = []rule{
 	{folder: "migrations/...", third: []string{"github.com/pressly/goose"}},
 	{folder: "cmd/platform", own: []string{"internal/...", "routers"}, third: with(instruments, "github.com/alecthomas/kong")},
 	{folder: "internal/app/...", own: []string{"..."}},
-	// The next three are not in that table. Simulated devices speak MQTT as the platform does.
+	// The next five are not in that table. Simulated devices speak MQTT as the platform does.
 	{folder: "internal/simulate", own: []string{"event", "pubsub/mqtt"}},
-	{folder: "internal/pgtest", own: []string{"internal/devstack"}},                                                                   // starts the same server
-	{folder: "internal/doctor", own: []string{"event", "ledger", "internal/fault", "internal/config", "internal/tlsconf", "migrations", "pubsub/...", "routers"}}, // looks at what they made
+	{folder: "internal/devstack", own: []string{"internal/proc"}},
+	{folder: "internal/pgtest", own: []string{"internal/devstack", "internal/proc"}}, // starts the same server
+	{folder: "internal/kafkatest", own: []string{"internal/proc"}},
+	// What they made, the doctor looks at.
+	{folder: "internal/doctor", own: []string{"event", "ledger", "internal/fault", "internal/config", "internal/tlsconf", "migrations", "pubsub/...", "routers"}},
 	{folder: "internal/..."},
 	{folder: "e2e/..."},
 }
