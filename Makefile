@@ -7,6 +7,9 @@ SHELL := bash
 GO            ?= go
 BIN           := bin/platform
 PACKAGES      ?= ./...
+# Go modules beside the product's own; what looks at all packages looks at theirs too.
+MODULES       := bench compose/standin
+WORKSHOP      := $(if $(filter ./...,$(PACKAGES)),$(MODULES))
 # Longest run of the tests of one package.
 TEST_TIMEOUT  ?= 10m
 # Time for each fuzz target, and for each benchmark.
@@ -30,6 +33,9 @@ PLATFORM_IMAGE ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT  ?= $(shell git rev-parse --short=12 --verify HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+# Runs a command in each module of the workshop.
+in_workshop = for module in $(WORKSHOP); do echo "$$module: $(1)"; (cd "$$module" && $(1)) || exit 1; done
 
 .PHONY: help
 help: ## List the targets
@@ -119,10 +125,17 @@ fmt-check: ## Name the Go files that are not formatted
 .PHONY: vet
 vet: ## Run go vet
 	$(GO) vet $(PACKAGES)
+	@$(call in_workshop,$(GO) vet ./...)
+
+.PHONY: tidy
+tidy: ## Run go mod tidy in each module
+	$(GO) mod tidy
+	@for module in $(MODULES); do $(GO) -C "$$module" mod tidy; done
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Run golangci-lint
 	$(GOLANGCI_LINT) run $(PACKAGES)
+	@$(call in_workshop,$(CURDIR)/$(GOLANGCI_LINT) run ./...)
 
 $(GOLANGCI_LINT):
 	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) into bin/tools, once; takes some minutes"
@@ -132,6 +145,7 @@ $(GOLANGCI_LINT):
 .PHONY: vulncheck
 vulncheck: $(GOVULNCHECK) ## Look for known vulnerabilities in what is called (VULNCHECK=required: fail without the database)
 	@scripts/vulncheck.sh $(GOVULNCHECK) $(PACKAGES)
+	@for module in $(WORKSHOP); do scripts/vulncheck.sh $(GOVULNCHECK) -C "$$module" ./...; done
 
 $(GOVULNCHECK):
 	@GOBIN=$(CURDIR)/bin/tools $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
@@ -146,6 +160,7 @@ setup: ## Install what the tests need beside Go: PostgreSQL, Mosquitto, kcat
 .PHONY: test
 test: setup ## Run all tests with the race detector
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(PACKAGES)
+	@$(call in_workshop,$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...)
 
 .PHONY: e2e-faults
 e2e-faults: setup ## Kill, freeze and starve the platform and all it needs, under load; some 8 minutes (E2E_FAULTS_SEED repeats a run)
@@ -157,7 +172,8 @@ fuzz: ## Run each fuzz target for FUZZTIME
 
 .PHONY: bench
 bench: ## Measure the platform against stock Watermill and the database; some 20 minutes (BENCHFLAGS=-help)
-	@$(GO) run ./bench $(BENCHFLAGS)
+	@$(GO) -C bench build -o ../bin/bench .
+	@bin/bench $(BENCHFLAGS)
 
 .PHONY: bench-micro
 bench-micro: ## Run the benchmarks of the packages, each for BENCHTIME
@@ -177,5 +193,5 @@ compose-test: ## Test the containers: all of fullstack mode with stand-ins for w
 
 .PHONY: clean
 clean: ## Delete what was built, but not the tools
-	@rm -rf $(BIN) coverage.out
+	@rm -rf $(BIN) bin/bench coverage.out
 	@$(GO) clean -testcache

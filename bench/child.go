@@ -7,24 +7,23 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 const pollEvery = 20 * time.Millisecond
 
 // child is a process that the run has started.
 type child struct {
-	name     string
-	cmd      *exec.Cmd
-	log      string    // file that it writes to
-	life     io.Closer // its stdin: our own programs end when it does
-	stopping atomic.Bool
-	told     atomic.Bool // that it failed
-	done     chan struct{}
+	*proc.Process
+	name string
+	log  string      // file that it writes to
+	life io.Closer   // its stdin: our own programs end when it does
+	told atomic.Bool // that it failed
 }
 
 // startChild starts a program whose output goes to a log file. It ends with this process, also when this one is
@@ -38,47 +37,29 @@ func startChild(name, log string, env []string, program string, args ...string) 
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = file, file
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C reaches this process alone, which stops the others
-	dieWithParent(cmd.SysProcAttr)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	c := &child{name: name, log: log}
+	if c.life, err = cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", name, err)
 	}
-	c := &child{name: name, cmd: cmd, log: log, life: stdin, done: make(chan struct{})}
-	started := make(chan error, 1)
-	go c.wait(started)
-	if err := <-started; err != nil {
+	if c.Process, err = proc.Start(cmd, syscall.SIGKILL); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	return c, nil
 }
 
-// wait starts the process and waits for its end on one thread, which the death signal is tied to.
-func (c *child) wait(started chan<- error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := c.cmd.Start()
-	started <- err
-	if err == nil {
-		_ = c.cmd.Wait() // its outcome is in ProcessState
-		close(c.done)
-	}
-}
-
-func (c *child) pid() int { return c.cmd.Process.Pid }
-
 // failure returns nil while the process runs, and after a stop that was asked for and went well.
 func (c *child) failure() error {
-	select {
-	case <-c.done:
-	default:
-		return nil
-	}
-	if c.stopping.Load() && c.cmd.ProcessState.Success() {
+	err := c.Err()
+	if err == nil {
 		return nil
 	}
 	c.told.Store(true)
-	return fmt.Errorf("%s ended (%v); the end of its log:\n%s", c.name, c.cmd.ProcessState, tail(c.log))
+	return c.explain(err)
+}
+
+// explain adds the name and what the log said last to an error.
+func (c *child) explain(err error) error {
+	return fmt.Errorf("%s %w; the end of its log:\n%s", c.name, err, tail(c.log))
 }
 
 // alive returns a context that ends with the process, with its failure as the cause.
@@ -86,7 +67,7 @@ func (c *child) alive(ctx context.Context) (context.Context, context.CancelCause
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		select {
-		case <-c.done:
+		case <-c.Done():
 			cancel(c.failure())
 		case <-ctx.Done():
 		}
@@ -111,40 +92,27 @@ func (c *child) stop() error {
 	if err := c.failure(); err != nil {
 		return err
 	}
-	c.stopping.Store(true)
-	_ = c.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended
-	select {
-	case <-c.done:
-		return c.failure()
-	case <-time.After(stopLimit):
-		c.kill()
-		return fmt.Errorf("%s did not end within %s and was killed; the end of its log:\n%s", c.name, stopLimit, tail(c.log))
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	if err := c.Stop(ctx, syscall.SIGTERM, syscall.SIGKILL); err != nil {
+		return c.explain(fmt.Errorf("was killed: %w", err))
 	}
+	return c.failure()
 }
 
-func (c *child) kill() {
-	c.stopping.Store(true)
-	_ = syscall.Kill(-c.pid(), syscall.SIGKILL) // fails only if it has ended
-	<-c.done
-}
+// kill ends the process at once.
+func (c *child) kill() { _ = c.Stop(context.Background(), syscall.SIGKILL) } // fails only if it has ended
 
 // await polls until the process is as it should be, it ends, or ctx does.
 func (c *child) await(ctx context.Context, what string, ready func() (bool, error)) error {
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		ok, err := ready()
-		if ok || err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-c.done:
-			return c.failure()
-		case <-ctx.Done():
-			return fmt.Errorf("wait until %s %s: %w; the end of its log:\n%s", c.name, what, ctx.Err(), tail(c.log))
-		}
+	err := c.Await(ctx, ready)
+	if err == nil {
+		return nil
 	}
+	if failed := c.failure(); failed != nil {
+		return failed
+	}
+	return fmt.Errorf("wait until %s %s: %w; the end of its log:\n%s", c.name, what, err, tail(c.log))
 }
 
 // tail returns the last lines of a log, and the words of a panic before them.

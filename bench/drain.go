@@ -92,7 +92,7 @@ func (r *rig) recordDrain(p *platform, meter *cpuMeter, n int, started, moved, e
 		res.add("drain.cpu."+name, seconds)
 	}
 	if len(used) > 0 {
-		_, peak, err := memory(p.pid())
+		_, peak, err := memory(p.PID())
 		if err != nil {
 			return err
 		}

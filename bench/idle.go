@@ -62,7 +62,7 @@ func (r *rig) watchIdle(ctx context.Context, p *platform) error {
 	if len(used) == 0 {
 		return nil
 	}
-	rss, _, err := memory(p.pid())
+	rss, _, err := memory(p.PID())
 	if err != nil {
 		return err
 	}

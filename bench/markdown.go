@@ -52,9 +52,9 @@ func cell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
 
 // command returns how to make the same run again.
 func (o *options) command() string {
-	args := []string{"go run ./bench", fmt.Sprintf("-rounds %d -events %d", o.rounds, o.events)}
+	flags := fmt.Sprintf("-rounds %d -events %d", o.rounds, o.events)
 	if len(o.only) > 0 {
-		args = append(args, "-only "+strings.Join(o.only, ","))
+		flags += " -only " + strings.Join(o.only, ",")
 	}
-	return strings.Join(args, " ")
+	return fmt.Sprintf("make bench BENCHFLAGS=%q", flags)
 }

@@ -121,7 +121,7 @@ func (r *rig) record(p *platform, l load, meter *cpuMeter, begin, accepted, end 
 		res.add(l.key+".cpu."+name, seconds)
 	}
 	if len(used) > 0 {
-		_, peak, err := memory(p.pid())
+		_, peak, err := memory(p.PID())
 		if err != nil {
 			return err
 		}

@@ -136,7 +136,7 @@ func TestChildStops(t *testing.T) {
 		return strings.Contains(string(log), "hello"), err
 	}))
 	require.NoError(t, c.life.Close()) // what the death of this process would do
-	<-c.done
+	<-c.Done()
 	require.ErrorContains(t, c.failure(), "exit status 7")
 	require.NoError(t, c.stop(), "it was told already")
 
@@ -154,7 +154,7 @@ func TestChildThatDies(t *testing.T) {
 	ctx, cancel := c.alive(t.Context())
 	defer cancel(nil)
 	require.NoError(t, c.failure())
-	require.NoError(t, c.cmd.Process.Signal(syscall.SIGKILL))
+	require.NoError(t, c.Signal(syscall.SIGKILL))
 	<-ctx.Done()
 	require.ErrorContains(t, because(ctx, ctx.Err()), "child ended (signal: killed)")
 	require.ErrorContains(t, c.await(t.Context(), "is ready", func() (bool, error) { return false, nil }), "killed")

@@ -10,11 +10,22 @@ import (
 	"path/filepath"
 )
 
-// buildPlatform builds the binary that is measured, as `make build` does.
+// product is the module that is measured.
+const product = "github.com/cornjacket/platform-services"
+
+// buildPlatform builds the binary that is measured, as `make build` does: in its own module, with the versions of its
+// go.mod.
 func buildPlatform(ctx context.Context, dir string) (string, error) {
-	path := filepath.Join(dir, "platform")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
-		"github.com/cornjacket/platform-services/cmd/platform")
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", product).Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module of the platform: %w", err)
+	}
+	path, err := filepath.Abs(filepath.Join(dir, "platform"))
+	if err != nil {
+		return "", fmt.Errorf("find folder of the platform: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/platform")
+	cmd.Dir = string(bytes.TrimSpace(root))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the platform: %w: %s", err, bytes.TrimSpace(out))

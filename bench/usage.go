@@ -100,7 +100,7 @@ type cpuMeter struct {
 // meter starts measuring; on a system without /proc it measures nothing.
 func (r *rig) meter(key string, p *child) (*cpuMeter, error) {
 	m := &cpuMeter{pids: map[string]int{
-		key: p.pid(), "postgres": r.b.pg.PID(), "kafka": r.kafka.pid(), "mosquitto": r.mosquitto.pid(),
+		key: p.PID(), "postgres": r.b.pg.PID(), "kafka": r.kafka.PID(), "mosquitto": r.mosquitto.PID(),
 	}}
 	var err error
 	m.begin, err = m.read()

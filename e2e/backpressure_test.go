@@ -41,7 +41,7 @@ func brake(t *testing.T, db *pgxpool.Pool, table string, each time.Duration) (re
 
 // resident returns the memory that a process has.
 func (p *process) resident() (int, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0, err
 	}

@@ -80,7 +80,7 @@ func startRig(t *testing.T) *rig {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { r.endPostgres(t) })
-	guard.tell(strconv.Itoa(r.postgres.PID()))
+	guard.Watch(r.postgres.PID())
 	r.postgresNet = startProxy(t, r.postgres.Addr())
 	busAddr := fixedAddr(t)
 	r.busNet = startProxy(t, busAddr)
@@ -204,7 +204,7 @@ func (r *rig) startPostgres(t *testing.T) {
 	again, err := devstack.StartPostgres(t.Context(), r.postgres.Config())
 	require.NoError(t, err)
 	r.postgres = again
-	guard.tell(strconv.Itoa(again.PID()))
+	guard.Watch(again.PID())
 }
 
 // execute runs statements that make or mend a fault in the database.

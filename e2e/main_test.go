@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,9 +12,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 const (
@@ -28,7 +28,7 @@ var (
 	live   = os.Getenv("E2E_LIVE") == "1"
 	root   string // folder of this run, deleted at its end
 	binary string // the built command
-	guard  *watchdog
+	guard  *proc.Guard
 	run    = strconv.FormatInt(time.Now().UnixMilli(), 36) + strconv.Itoa(os.Getpid())
 )
 
@@ -55,10 +55,10 @@ func testMain(m *testing.M) (code int, err error) {
 	if err := os.Chmod(root, 0o755); err != nil { // PostgreSQL runs as another user when this is root
 		return 0, fmt.Errorf("open folder of this run: %w", err)
 	}
-	if guard, err = startWatchdog(root); err != nil {
+	if guard, err = proc.StartGuard(root, ""); err != nil {
 		return 0, errors.Join(err, os.RemoveAll(root))
 	}
-	defer func() { err = errors.Join(err, guard.end()) }()
+	defer func() { err = errors.Join(err, guard.Close()) }()
 	binary = filepath.Join(root, "platform")
 	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/platform")
 	build.Dir = ".."
@@ -161,48 +161,4 @@ func newFolder(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-// watchdog is a process that ends what this one has started, should this one be killed or run into its timeout, and
-// deletes the folder of the run.
-type watchdog struct {
-	mu    sync.Mutex
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-}
-
-// The IDs come one a line; "end" says that all of them have ended.
-const watchdogScript = `pids=
-while read -r pid; do
-	[ "$pid" = end ] && pids= || pids="$pids $pid"
-done
-[ -n "$pids" ] && kill -KILL $pids 2>/dev/null && sleep 1
-rm -rf -- "$1"`
-
-func startWatchdog(dir string) (*watchdog, error) {
-	w := &watchdog{cmd: exec.Command("/bin/sh", "-c", watchdogScript, "e2e-watchdog", dir)}
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is not for it
-	w.cmd.Dir = "/"
-	var err error
-	if w.stdin, err = w.cmd.StdinPipe(); err == nil {
-		err = w.cmd.Start()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("start watchdog: %w", err)
-	}
-	return w, nil
-}
-
-func (w *watchdog) tell(line string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	_, _ = fmt.Fprintln(w.stdin, line) // a courtesy: tests end what they start
-}
-
-func (w *watchdog) end() error {
-	w.tell("end")
-	if err := errors.Join(w.stdin.Close(), w.cmd.Wait()); err != nil {
-		return fmt.Errorf("clean up: %w", err)
-	}
-	return nil
 }

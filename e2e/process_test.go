@@ -3,11 +3,9 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 // output keeps what a process has printed. It may be used concurrently.
@@ -47,7 +47,7 @@ func (o *output) tail() string {
 
 // process is the command while it runs.
 type process struct {
-	cmd            *exec.Cmd
+	*proc.Process
 	stdout, stderr output
 	done           chan struct{}
 	code           int // valid once done is closed; -1 if a signal ended it
@@ -55,28 +55,24 @@ type process struct {
 
 // launch starts a program. Variables of this process that are the platform's do not reach it, env does.
 func launch(env []string, program string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(program, args...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", program, err)
+	p := &process{done: make(chan struct{})}
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = &p.stdout, &p.stderr
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, env...)
+	var err error
+	if p.Process, err = proc.Start(cmd, syscall.SIGKILL); err != nil {
+		return nil, err
 	}
-	guard.tell(strconv.Itoa(p.cmd.Process.Pid))
+	guard.Watch(p.PID())
 	go func() {
-		_ = p.cmd.Wait() // the exit code says it
-		p.code = p.cmd.ProcessState.ExitCode()
+		<-p.Done()
+		p.code = p.ExitCode()
 		close(p.done)
 	}()
 	return p, nil
 }
 
-func (p *process) signal(s os.Signal) error {
-	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("send %s: %w", s, err)
-	}
-	return nil
-}
+func (p *process) signal(s syscall.Signal) error { return p.Signal(s) }
 
 // ended waits for the end and returns the exit code.
 func (p *process) ended(timeout time.Duration) (int, error) {
@@ -84,7 +80,7 @@ func (p *process) ended(timeout time.Duration) (int, error) {
 	case <-p.done:
 		return p.code, nil
 	case <-time.After(timeout):
-		return 0, fmt.Errorf("process %d has not ended within %s:\n%s", p.cmd.Process.Pid, timeout, p.stderr.tail())
+		return 0, fmt.Errorf("process %d has not ended within %s:\n%s", p.PID(), timeout, p.stderr.tail())
 	}
 }
 

@@ -143,7 +143,7 @@ platform() {
     build platform
 }
 
-CGO_ENABLED=0 GOFLAGS=-buildvcs=false go build -trimpath -ldflags '-s -w' -o "$work/program" ./compose/standin
+CGO_ENABLED=0 GOFLAGS=-buildvcs=false go -C compose/standin build -trimpath -ldflags '-s -w' -o "$work/program" .
 for name in "${@:-postgres redpanda console emqx traefik platform}"; do
     for image in $name; do "$image"; done
 done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs each fuzz target of the module for some time.
+# Runs each fuzz target of all modules for some time.
 # Usage: fuzz.sh TIME, such as 10s
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,5 +12,5 @@ if [[ -z $targets ]]; then
 fi
 while IFS=: read -r file target; do
     echo "=== $target in $(dirname "$file") for $time"
-    go test -run '^$' -fuzz "^${target}\$" -fuzztime "$time" "./$(dirname "$file")" </dev/null
+    go -C "$(dirname "$file")" test -run '^$' -fuzz "^${target}\$" -fuzztime "$time" . </dev/null
 done <<<"$targets"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Fetches Apache Kafka and runs one broker of it, for tests against the real thing. Needs Java 17 or newer and curl; no
-# root, no Docker.
+# Fetches Apache Kafka and runs one broker of it, for tests against the real thing. Needs Java 17 or newer, and Maven to
+# fetch; no root, no Docker.
 #
-#   kafka.sh fetch                 gets Kafka from Maven Central, once, and prints its folder
+#   kafka.sh fetch                 gets Kafka with Maven, once, and prints its folder
 #   kafka.sh check                 prints the folder, or says in one line what is missing; fetches nothing
 #   kafka.sh start DIR PORT        starts a broker (KRaft, its own controller) on 127.0.0.1:PORT with its data in DIR,
 #                                  and prints its address once it serves
@@ -11,18 +11,18 @@
 #                                  does not outlive who started it
 #
 # start and run take a third argument: the controller's port, PORT + 1 by default. Kafka is kept in
-# $XDG_CACHE_HOME/cornjacket/kafka-VERSION (~/.cache/...), and KAFKA_REPOSITORY names another repository than Maven
-# Central. Exit codes: 0, 1 for an error, 2 for bad usage, 3 if Kafka can't be had on this machine.
+# $XDG_CACHE_HOME/cornjacket/kafka-VERSION (~/.cache/...). Where it comes from is Maven's to know (settings.xml). Exit
+# codes: 0, 1 for an error, 2 for bad usage, 3 if Kafka can't be had on this machine.
 #
-# kafka-jars.sha256 lists what is fetched: the runtime dependencies of org.apache.kafka:kafka_2.13, and slf4j-simple to
-# have its log. For a newer version, resolve them with
-#   mvn dependency:copy-dependencies -DincludeScope=runtime -Dmdep.useRepositoryLayout=true -DoutputDirectory=lib
-# in a project that has these two dependencies, and list them with sha256sum.
+# kafka-jars.sha256 lists the jars that Maven must give: the runtime dependencies of org.apache.kafka:kafka_2.13, and
+# slf4j-simple to have its log. The paths, as in a Maven repository, hold the versions. For a newer Kafka, change
+# its version there and fetch: the error names the jars that do not agree.
 set -euo pipefail
 
 jars=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/kafka-jars.sha256
-version=$(sed -n 's|.*/kafka_2.13/\([^/]*\)/.*|\1|p' "$jars")
-repository=${KAFKA_REPOSITORY:-https://repo1.maven.org/maven2}
+version_of() { sed -n "s|.*/$1/\\([^/]*\\)/.*|\\1|p" "$jars"; }
+version=$(version_of kafka_2.13)
+copy_dependencies=org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
 cache=${XDG_CACHE_HOME:-}
 [[ $cache == /* ]] || cache=${HOME:?}/.cache # a relative path is to be ignored (XDG Base Directory Specification)
 home=$cache/cornjacket/kafka-$version
@@ -46,26 +46,40 @@ check() {
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
 
+# pom writes a project that has nothing but its dependencies.
+pom() {
+    cat <<TEXT
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>cornjacket</groupId>
+  <artifactId>kafka</artifactId>
+  <version>$version</version>
+  <packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$version</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>$(version_of slf4j-simple)</version></dependency>
+  </dependencies>
+</project>
+TEXT
+}
+
 fetch() {
     need_java
     if [[ ! -d $home ]]; then
-        command -v curl >/dev/null || fail "curl is not installed, which gets Kafka from Maven Central" 3
+        command -v mvn >/dev/null || fail "Maven is not installed, which gets Apache Kafka (Debian: apt-get install maven)" 3
         mkdir -p "$(dirname "$home")"
-        local sum path
-        part=$(mktemp -d "$home.part.XXXXXX")
-        trap 'rm -rf "$part"' EXIT
-        while read -r sum path; do
-            printf 'url = "%s/%s"\noutput = "%s/%s"\n' "$repository" "$path" "$part" "${path##*/}"
-        done <"$jars" >"$part/urls"
-        curl --config "$part/urls" --parallel --fail --silent --show-error --location --retry 2 \
-            --connect-timeout 10 --max-time 240 >"$part/errors" 2>&1 ||
-            fail "Apache Kafka $version can't be had from $repository: $(grep -m 1 "^curl:" "$part/errors" || echo "no reason given")" 3
-        while read -r sum path; do
-            echo "$sum  $part/${path##*/}"
-        done <"$jars" >"$part/sums"
-        sha256 --check --status "$part/sums" || fail "what $repository gave is not the Apache Kafka $version that kafka-jars.sha256 names"
-        rm -f "$part/urls" "$part/errors" "$part/sums"
-        mv "$part" "$home" 2>/dev/null || [[ -d $home ]] # another one may have been faster
+        work=$(mktemp -d "$home.part.XXXXXX")
+        trap 'rm -rf "$work"' EXIT
+        pom >"$work/pom.xml"
+        mvn --batch-mode --no-transfer-progress -Dstyle.color=never --file "$work/pom.xml" "$copy_dependencies" -DincludeScope=runtime \
+            -DoutputDirectory="$work/lib" -Daether.connector.connectTimeout=10000 -Daether.connector.requestTimeout=60000 >"$work/log" 2>&1 ||
+            fail "Maven can't get Apache Kafka $version: $(sed -n '/^\[ERROR\] /{s///;s/ -> \[Help 1\]$//;p;q;}' "$work/log")" 3
+        (cd "$work/lib" && sha256 ./*.jar) | sed 's|\./||' | sort >"$work/got"
+        sed 's|  .*/|  |' "$jars" | sort >"$work/want"
+        if ! diff "$work/want" "$work/got" >"$work/diff"; then
+            fail "what Maven gave is not the Apache Kafka $version that kafka-jars.sha256 names: $(sed -n 's/^[<>] [0-9a-f]*  //p' "$work/diff" | sort -u | paste -sd ' ' -)"
+        fi
+        mv "$work/lib" "$home" 2>/dev/null || [[ -d $home ]] # another one may have been faster
     fi
     echo "$home"
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Go and a C compiler (for the race detector): PostgreSQL's server binaries,
 # Mosquitto with its clients, kcat. Does nothing when all is there. `make dev` needs none of it. Where Java is
-# installed it also fetches Apache Kafka (kafka.sh), whose tests are skipped where it can't be had.
+# installed it also fetches Apache Kafka with Maven (kafka.sh), whose tests are skipped where it can't be had.
 #
 # The packages are installed without starting their services, so that ports 1883 and 5432 stay free.
 set -euo pipefail

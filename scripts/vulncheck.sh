@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Looks for known vulnerabilities in what the packages call. Fails when there are any. Without the database nothing can be
 # said either way: that is told in one line and is no failure, so that a check works offline, unless VULNCHECK=required.
-# Usage: vulncheck.sh GOVULNCHECK PACKAGE...
+# Usage: vulncheck.sh GOVULNCHECK [-C FOLDER] PACKAGE...
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tool=${1:?usage: vulncheck.sh GOVULNCHECK PACKAGE...}
+tool=${1:?usage: vulncheck.sh GOVULNCHECK [-C FOLDER] PACKAGE...}
 shift
 
 code=0

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 // elsewhereDir is where data goes when the user that the server runs as can't reach the folder it was meant for.
@@ -138,7 +140,7 @@ func (c *PostgresConfig) initdb(ctx context.Context, id identity, bin binaries, 
 	cmd.WaitDelay = 5 * time.Second
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := run(cmd); err != nil {
+	if err := proc.Run(cmd, syscall.SIGINT); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, tail(out.String(), 5))
 	}
 	return os.Rename(part, data)

@@ -10,14 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
-)
 
-// How long a server that was left behind may take for a fast and for an immediate shutdown.
-const (
-	orphanFast      = 10 * time.Second
-	orphanImmediate = 10 * time.Second
-	orphanPoll      = 20 * time.Millisecond
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 // StopOrphan stops a server that a killed process left behind on the folder of a [PostgresConfig], so that its port is
@@ -49,7 +43,7 @@ func stopOrphan(dataDir string) error {
 	if err != nil || pid <= 1 {
 		return nil // half written; PostgreSQL says what to do about it
 	}
-	if !alive(pid) {
+	if !proc.Alive(pid) {
 		return nil // PostgreSQL removes the file itself, after it has looked for shared memory still in use
 	}
 	if !isServer(pid, dataDir) {
@@ -59,52 +53,13 @@ func stopOrphan(dataDir string) error {
 		}
 		return nil
 	}
-	for _, try := range []struct {
-		signal syscall.Signal
-		wait   time.Duration
-	}{{syscall.SIGINT, orphanFast}, {syscall.SIGQUIT, orphanImmediate}} {
-		if err := interrupt(pid, try.signal); err != nil {
-			return fmt.Errorf("stop old server, process %d: %w", pid, err)
-		}
-		for end := time.After(try.wait); ; {
-			if !alive(pid) {
-				return nil
-			}
-			select {
-			case <-time.After(orphanPoll):
-				continue
-			case <-end:
-			}
-			break
-		}
+	if err := proc.StopOrphan(pid, syscall.SIGINT, syscall.SIGQUIT); err != nil {
+		return fmt.Errorf("stop old server on %s: %w", dataDir, err)
 	}
-	return fmt.Errorf("stop old server: process %d on %s does not end", pid, dataDir)
+	return nil
 }
 
-// interrupt sends a signal to a process that may have been stopped with SIGSTOP. One that has ended is fine.
-func interrupt(pid int, signal syscall.Signal) error {
-	err := errors.Join(syscall.Kill(pid, signal), syscall.Kill(pid, syscall.SIGCONT))
-	if errors.Is(err, syscall.ESRCH) {
-		return nil
-	}
-	return err
-}
-
-func alive(pid int) bool {
-	err := syscall.Kill(pid, 0)
-	if err != nil && !errors.Is(err, syscall.EPERM) {
-		return false
-	}
-	// A zombie can still be signalled; its state is the first field after the name in parentheses (proc_pid_stat(5)).
-	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
-		if i := strings.LastIndexByte(string(stat), ')'); i >= 0 && strings.HasPrefix(string(stat[i:]), ") Z") {
-			return false
-		}
-	}
-	return true
-}
-
-// isServer tells whether a process is a PostgreSQL server on a data folder.
+// isServer reports whether a process is a PostgreSQL server on a data folder.
 func isServer(pid int, dataDir string) bool {
 	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil {
 		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))

@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,16 +15,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 const (
-	readyPoll  = 20 * time.Millisecond
 	maxLog     = 10 << 20 // bytes of postgres.log beyond which a start begins a new one
 	startTries = 5        // with a port of our own choosing that somebody else took meanwhile
 	quitWait   = 10 * time.Second
@@ -57,14 +59,12 @@ type PostgresConfig struct {
 // Postgres is a PostgreSQL server that runs as a child process and ends with this one, also when this one is killed
 // (Linux; elsewhere the next StartPostgres on the folder stops it). Its methods may be called concurrently.
 type Postgres struct {
-	cfg      PostgresConfig
-	data     string
-	cmd      *exec.Cmd
-	log      *serverLog
-	lock     *Lock
-	stopping atomic.Bool
-	done     chan struct{}
-	err      error // valid once done is closed
+	cfg     PostgresConfig
+	data    string
+	process *proc.Process
+	log     *serverLog
+	lock    *Lock
+	failure func() error // why the process ended, with what its log said then
 }
 
 // StartPostgres starts a server and returns once it answers. It uses the programs that the machine has, or fetches
@@ -158,17 +158,17 @@ func (c *PostgresConfig) launch(ctx context.Context, id identity, bin binaries, 
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log.file, log.file
 	cmd.SysProcAttr = id.attr()
-	p := &Postgres{cfg: *c, data: data, cmd: cmd, log: log, lock: lock, done: make(chan struct{})}
-	if err := spawn(cmd, p.ended); err != nil {
-		return nil, errors.Join(err, log.file.Close())
+	process, err := proc.Start(cmd, syscall.SIGINT)
+	if err = errors.Join(err, log.file.Close()); err != nil { // the server has its own copy
+		return nil, err
 	}
+	p := &Postgres{cfg: *c, data: data, process: process, log: log, lock: lock}
+	p.failure = sync.OnceValue(p.ended)
 	if err := p.ready(ctx); err != nil {
 		// The lock goes back to the caller, who may try again: the process must be gone by then.
-		p.stopping.Store(true)
-		if stopErr := p.shutDown(context.WithoutCancel(ctx), syscall.SIGQUIT); stopErr != nil {
-			err = errors.Join(err, stopErr)
-		}
-		return nil, err
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitWait)
+		defer cancel()
+		return nil, errors.Join(err, process.Stop(ctx, syscall.SIGQUIT))
 	}
 	c.Log.Debug("PostgreSQL is ready", "version", bin.version, "programs", bin.dir, "data", data, "address", c.Addr, "pid", p.PID())
 	return p, nil
@@ -198,26 +198,19 @@ func (c *PostgresConfig) args(data string) []string {
 	return args
 }
 
-// ended notes the end of the process.
-func (p *Postgres) ended(err error) {
-	if err != nil || !p.stopping.Load() {
-		p.err = fmt.Errorf("PostgreSQL ended (%v)%s", p.cmd.ProcessState, p.log.quote())
+// ended returns why the process has ended, nil after a stop that went well.
+func (p *Postgres) ended() error {
+	if err := p.process.Err(); err != nil {
+		return fmt.Errorf("PostgreSQL %w%s", err, p.log.quote())
 	}
-	_ = p.log.file.Close() // the server wrote to its own copy
-	close(p.done)
+	return nil
 }
 
 // ready waits until the server answers, and creates the database. It looks at the server's own word for it before it
 // connects: another program may listen on the address.
 func (p *Postgres) ready(ctx context.Context) error {
-	for !p.saysReady() {
-		select {
-		case <-p.done:
-			return p.err
-		case <-ctx.Done():
-			return fmt.Errorf("wait until it is ready: %w%s", ctx.Err(), p.log.quote())
-		case <-time.After(readyPoll):
-		}
+	if err := p.process.Await(ctx, func() (bool, error) { return p.saysReady(), nil }); err != nil {
+		return cmp.Or(p.Err(), fmt.Errorf("wait until it is ready: %w%s", err, p.log.quote()))
 	}
 	conn, err := pgx.Connect(ctx, p.url("postgres"))
 	var answer *pgconn.PgError
@@ -230,7 +223,7 @@ func (p *Postgres) ready(ctx context.Context) error {
 	return errors.Join(p.createDatabase(ctx, conn), conn.Close(ctx))
 }
 
-// saysReady tells whether the server has written so into its postmaster.pid: process ID in line 1, status in line 8
+// saysReady reports whether the server has written so into its postmaster.pid: process ID in line 1, status in line 8
 // (PostgreSQL's src/include/utils/pidfile.h).
 func (p *Postgres) saysReady() bool {
 	text, err := os.ReadFile(filepath.Join(p.data, "postmaster.pid"))
@@ -272,21 +265,21 @@ func (p *Postgres) URL() string { return p.url(p.cfg.Database) }
 func (p *Postgres) Addr() string { return p.cfg.Addr }
 
 // PID returns the ID of the server process.
-func (p *Postgres) PID() int { return p.cmd.Process.Pid }
+func (p *Postgres) PID() int { return p.process.PID() }
 
 // Config returns what the server was started with, with the port that it has: StartPostgres with it, after Stop,
 // starts the same server again.
 func (p *Postgres) Config() PostgresConfig { return p.cfg }
 
 // Done is closed when the server process has ended, for whatever reason.
-func (p *Postgres) Done() <-chan struct{} { return p.done }
+func (p *Postgres) Done() <-chan struct{} { return p.process.Done() }
 
 // Err returns nil until Done is closed, and after a Stop that went well; else why the server ended, with the last
 // lines of its log.
 func (p *Postgres) Err() error {
 	select {
-	case <-p.done:
-		return p.err
+	case <-p.Done():
+		return p.failure()
 	default:
 		return nil
 	}
@@ -296,10 +289,9 @@ func (p *Postgres) Err() error {
 // stops at once, to recover at its next start, and Stop returns ctx's error. Stopping again is fine, and a server that
 // has ended by itself wants a Stop too, before another one is started on its folder.
 func (p *Postgres) Stop(ctx context.Context) error {
-	p.stopping.Store(true)
-	err := p.shutDown(ctx, syscall.SIGINT)
+	err := p.process.Stop(ctx, syscall.SIGINT, syscall.SIGQUIT)
 	select {
-	case <-p.done:
+	case <-p.Done():
 		if closeErr := p.lock.Close(); closeErr != nil && !errors.Is(closeErr, os.ErrClosed) {
 			err = errors.Join(err, closeErr)
 		}
@@ -309,31 +301,4 @@ func (p *Postgres) Stop(ctx context.Context) error {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
 	return nil
-}
-
-// shutDown sends a signal and waits for the end, with SIGQUIT once ctx ends.
-func (p *Postgres) shutDown(ctx context.Context, signal syscall.Signal) error {
-	select {
-	case <-p.done:
-		return nil
-	default:
-	}
-	if err := interrupt(p.PID(), signal); err != nil {
-		return fmt.Errorf("signal process %d: %w", p.PID(), err)
-	}
-	select {
-	case <-p.done:
-		return nil
-	case <-ctx.Done():
-	}
-	err := ctx.Err()
-	if quitErr := interrupt(p.PID(), syscall.SIGQUIT); quitErr != nil {
-		return errors.Join(err, quitErr)
-	}
-	select {
-	case <-p.done:
-	case <-time.After(quitWait):
-		err = errors.Join(err, fmt.Errorf("process %d does not end", p.PID()))
-	}
-	return err
 }

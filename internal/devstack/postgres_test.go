@@ -16,6 +16,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 const (
@@ -171,9 +173,11 @@ func TestOrphanIsStopped(t *testing.T) {
 	// The same server again, but nobody's child to speak of: it does not die with its parent.
 	id, err := serverIdentity()
 	require.NoError(t, err)
-	orphan := exec.Command(pg.cmd.Path, pg.cmd.Args[1:]...)
+	bin, err := findBinaries(t.Context(), id, "", 0, cfg.Log)
+	require.NoError(t, err)
+	orphan := exec.Command(bin.path("postgres"), pg.cfg.args(pg.data)...)
 	orphan.Dir = "/"
-	orphan.SysProcAttr = &syscall.SysProcAttr{Credential: id.attr().Credential}
+	orphan.SysProcAttr = id.attr()
 	require.NoError(t, orphan.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- orphan.Wait() }()
@@ -195,7 +199,7 @@ func TestPIDOfAnotherProcessIsLeftAlone(t *testing.T) {
 	id, err := serverIdentity()
 	require.NoError(t, err)
 	other.Dir = "/"
-	other.SysProcAttr = &syscall.SysProcAttr{Credential: id.attr().Credential} // PostgreSQL minds only its own user's
+	other.SysProcAttr = id.attr() // PostgreSQL minds only its own user's
 	require.NoError(t, other.Start())
 	pidFile := filepath.Join(cfg.Dir, "data", "postmaster.pid")
 	require.NoError(t, os.WriteFile(pidFile, []byte(strconv.Itoa(other.Process.Pid)+"\n/some/where\n1\n1\n\n\n\n"), 0o600))
@@ -223,7 +227,7 @@ func TestServerEndsWithItsKilledParent(t *testing.T) {
 	_ = cmd.Wait()                  // it was killed
 	pg := start(t, testConfig(dir)) // at once: the old one is just about to notice
 	require.Equal(t, "kept", query(t, pg, "SELECT s FROM t"))
-	require.Eventually(t, func() bool { return !alive(pid) }, soon, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return !proc.Alive(pid) }, soon, 10*time.Millisecond)
 }
 
 func TestRootUsesAnotherFolder(t *testing.T) {

@@ -4,6 +4,8 @@
 package kafkatest
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +19,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 const (
@@ -48,7 +54,7 @@ func check() error {
 }
 
 // need skips the test where Kafka can't be had. It does so in CI too: unlike the packages of a distribution, what comes
-// from Maven Central may be out of reach.
+// through Maven may be out of reach.
 func need(tb testing.TB) {
 	tb.Helper()
 	if err := available(); err != nil {
@@ -61,7 +67,10 @@ var shared = sync.OnceValues(func() (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create folder for Kafka: %w", err)
 	}
-	b := &Broker{dir: dir, discard: true}
+	b := &Broker{dir: dir}
+	if b.guard, err = proc.StartGuard(dir, filepath.Join(dir, "pid")); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
 	return b, b.start()
 })
 
@@ -77,14 +86,17 @@ func Shared(tb testing.TB) string {
 	return b.addr
 }
 
+// IgnoreServer tells goleak of the goroutine that watches the shared broker as long as the process runs.
+func IgnoreServer() goleak.Option {
+	return goleak.IgnoreAnyFunction("github.com/cornjacket/platform-services/internal/proc.(*Process).run")
+}
+
 // Broker is one Apache Kafka, a process that ends with this one at the latest. It must not be used concurrently.
 type Broker struct {
-	dir     string
+	dir     string // where its process ID is too
 	addr    string
-	discard bool // the folder goes with the process
-	cmd     *exec.Cmd
-	stdin   *os.File // while it is open the broker runs
-	output  string   // file
+	guard   *proc.Guard   // of the folder, which goes with this process; nil if it is the test's
+	process *proc.Process // the script
 }
 
 // Start returns a broker of the test's own, which ends with the test.
@@ -165,9 +177,6 @@ func freePorts() (string, error) {
 	return "", errors.New("found no two free ports side by side")
 }
 
-// remove deletes the folder after the end, which nobody here may live to see.
-const remove = `"$1" run "$2" "$3"; code=$?; rm -rf -- "$2"; exit $code`
-
 // serve starts the process and waits until it says that it serves.
 func (b *Broker) serve(addr string) error {
 	_, port, err := net.SplitHostPort(addr)
@@ -179,66 +188,47 @@ func (b *Broker) serve(addr string) error {
 		return fmt.Errorf("create log of Kafka: %w", err)
 	}
 	defer func() { _ = log.Close() }() // the process has its own
-	reads, writes, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("create pipe: %w", err)
+	cmd := exec.Command(script(), "run", b.dir, port)
+	cmd.Stdout, cmd.Stderr = log, log
+	if _, err := cmd.StdinPipe(); err != nil { // the broker ends with it, and so with this process
+		return fmt.Errorf("connect to %s: %w", script(), err)
 	}
-	defer func() { _ = reads.Close() }()
-	b.cmd = exec.Command(script(), "run", b.dir, port)
-	if b.discard {
-		b.cmd = exec.Command("/bin/sh", "-c", remove, "kafkatest", script(), b.dir, port)
+	if b.process, err = proc.Start(cmd, syscall.SIGTERM); err != nil {
+		return err
 	}
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is not for it
-	b.cmd.Stdin, b.cmd.Stdout, b.cmd.Stderr = reads, log, log
-	b.stdin, b.output = writes, log.Name()
-	if err := b.cmd.Start(); err != nil {
-		_ = writes.Close()
-		return fmt.Errorf("run %s: %w", script(), err)
-	}
-	if err := b.await(); err != nil {
+	if err := b.await(log.Name()); err != nil {
 		return errors.Join(err, b.end(syscall.SIGKILL))
 	}
 	return nil
 }
 
-func (b *Broker) await() error {
-	deadline := time.NewTimer(startTimeout)
-	defer deadline.Stop()
-	poll := time.NewTicker(20 * time.Millisecond)
-	defer poll.Stop()
-	for {
-		text, err := os.ReadFile(b.output)
-		switch {
-		case err != nil:
-			return fmt.Errorf("read log of Kafka: %w", err)
-		case strings.Contains(string(text), "Kafka Server started"):
-			return nil
-		case strings.Contains(string(text), "kafka.sh: "):
-			return fmt.Errorf("the broker has ended:\n%s", text)
-		}
-		select {
-		case <-poll.C:
-		case <-deadline.C:
-			return fmt.Errorf("the broker does not serve within %s:\n%s", startTimeout, text)
-		}
+func (b *Broker) await(output string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	var text []byte
+	err := b.process.Await(ctx, func() (ok bool, err error) {
+		text, err = os.ReadFile(output)
+		return bytes.Contains(text, []byte("Kafka Server started")), err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until the broker serves: %w\n%s", err, text)
 	}
+	return nil
 }
 
 // end ends the broker and waits for the script, which waits for it.
 func (b *Broker) end(s syscall.Signal) error {
-	if b.stdin == nil {
+	if b.process == nil {
 		return nil
 	}
 	var err error
 	if s == syscall.SIGKILL {
 		err = b.signalBroker(s)
 	}
-	// Else the end of its stdin makes the script ask the broker to stop.
-	err = errors.Join(err, b.stdin.Close())
-	b.stdin = nil
-	late := time.AfterFunc(stopTimeout, func() { _ = syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL) })
-	defer late.Stop()
-	_ = b.cmd.Wait() // its exit code tells of the signal
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	err = errors.Join(err, b.process.Stop(ctx, syscall.SIGTERM, syscall.SIGKILL))
+	b.process = nil
 	return err
 }
 

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, IgnoreServer()) }
 
 // Where Kafka can't be had, a test says why.
 func TestAbsent(t *testing.T) { //nolint:paralleltest // sets a variable

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cornjacket/platform-services/internal/devstack"
+	"github.com/cornjacket/platform-services/internal/proc"
 )
 
 // EnvURL names a server to use in place of one that is started.
@@ -37,10 +39,10 @@ const (
 	stopTimeout  = 20 * time.Second
 )
 
-// sharedServer is the server of this process. It holds the reaper, whose pipe would be closed if it were collected.
+// sharedServer is the server of this process. It keeps its guard.
 type sharedServer struct {
-	url    string
-	reaper *reaper
+	url   string
+	guard *proc.Guard
 }
 
 // shared starts the server of this process, once.
@@ -48,11 +50,11 @@ var shared = sync.OnceValues(func() (sharedServer, error) {
 	if u := os.Getenv(EnvURL); u != "" {
 		return sharedServer{url: u}, nil
 	}
-	pg, r, err := start()
+	pg, guard, err := start()
 	if err != nil {
 		return sharedServer{}, err
 	}
-	return sharedServer{url: pg.URL(), reaper: r}, nil
+	return sharedServer{url: pg.URL(), guard: guard}, nil
 })
 
 // URL returns the connection string of a fresh, empty database, which is dropped when the test ends.
@@ -83,13 +85,13 @@ func Pool(tb testing.TB, url string) *pgxpool.Pool {
 // Server starts a server for this test alone, stopped when the test ends. It has one database, empty.
 func Server(tb testing.TB) *devstack.Postgres {
 	tb.Helper()
-	pg, r, err := start()
+	pg, guard, err := start()
 	if err != nil {
 		tb.Fatalf("start PostgreSQL for this test: %v", err)
 	}
 	tb.Cleanup(func() {
 		stop(tb, pg)
-		if err := r.reap(); err != nil {
+		if err := guard.Close(); err != nil {
 			tb.Error(err)
 		}
 	})
@@ -150,7 +152,7 @@ func Restart(tb testing.TB, pg *devstack.Postgres) *devstack.Postgres {
 
 // IgnoreServer tells goleak of the goroutines that watch servers, which the shared one has as long as the process.
 func IgnoreServer() goleak.Option {
-	return goleak.IgnoreAnyFunction("github.com/cornjacket/platform-services/internal/devstack.waitOn")
+	return goleak.IgnoreAnyFunction("github.com/cornjacket/platform-services/internal/proc.(*Process).run")
 }
 
 func stop(tb testing.TB, pg *devstack.Postgres) {
@@ -162,8 +164,8 @@ func stop(tb testing.TB, pg *devstack.Postgres) {
 	}
 }
 
-// start starts a server in a folder of its own, which the reaper deletes when this process has ended.
-func start() (*devstack.Postgres, *reaper, error) {
+// start starts a server in a folder of its own, which the guard deletes when this process has ended.
+func start() (*devstack.Postgres, *proc.Guard, error) {
 	root, err := rootDir()
 	if err != nil {
 		return nil, nil, err
@@ -172,7 +174,7 @@ func start() (*devstack.Postgres, *reaper, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := startReaper(dir)
+	guard, err := proc.StartGuard(dir, filepath.Join(dir, "data", "postmaster.pid"))
 	if err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -184,9 +186,9 @@ func start() (*devstack.Postgres, *reaper, error) {
 		Settings: map[string]string{"max_connections": "400", "max_wal_size": "2GB"},
 	})
 	if err != nil {
-		return nil, nil, errors.Join(err, r.reap())
+		return nil, nil, errors.Join(err, guard.Close())
 	}
-	return pg, r, nil
+	return pg, guard, nil
 }
 
 var notName = regexp.MustCompile(`[^a-z0-9]+`)

@@ -1,13 +1,11 @@
 package simulate
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,19 +24,18 @@ type device struct {
 	clientID string
 	random   *rand.Rand
 	reading  reading
+	session  *session
 	link     *link
+	again    []*sample // to be sent before new ones: the broker does not know them
 	due      time.Time // when the next event is to be sent
-
-	mu      sync.Mutex
-	pending []*inflight // in the order of sending
-	lastID  uint16
 }
 
-// inflight is one event that is not yet acknowledged.
-type inflight struct {
-	id     uint16
-	packet []byte
-	sentAt time.Time
+// sample is one event.
+type sample struct {
+	id       string
+	payload  []byte
+	packetID uint16 // of its last sending
+	sentAt   time.Time
 }
 
 func newDevice(r *run, index int, session string) *device {
@@ -46,7 +43,7 @@ func newDevice(r *run, index int, session string) *device {
 	random := rand.New(rand.NewPCG(rand.Uint64(), uint64(index)))
 	return &device{
 		r: r, topic: "devices/" + id + "/events/sensor.reading", clientID: id + "-" + session,
-		offset: float64(index) / float64(r.cfg.Devices), random: random, reading: newReading(random),
+		offset: float64(index) / float64(r.cfg.Devices), random: random, reading: newReading(random), session: newSession(r),
 	}
 }
 
@@ -79,37 +76,34 @@ func (d *device) serve(sending, life context.Context) bool {
 		if sending.Err() != nil {
 			over = nil
 		}
-		waiting := d.waiting()
-		if over == nil && waiting == 0 {
+		waiting := d.session.waiting()
+		if over == nil && waiting+len(d.again) == 0 {
 			return true
 		}
-		pause := pingAfter
-		if over != nil && waiting < d.link.limit {
-			n, next := d.owed(d.link.limit - waiting)
-			sent, more, err := d.send(n)
+		pause := time.Hour
+		if room := d.link.limit - waiting; room > 0 {
+			n, next := len(d.again), pause
+			if over != nil && n < room {
+				n, next = d.owed(room)
+			}
+			sent, more, err := d.send(life, min(n, room), over != nil)
 			if err != nil {
 				d.r.note(err)
-				d.link.close()
 				return false
 			}
 			if !more {
 				over = nil // the last event has been claimed
 				continue
 			}
-			if pause = min(pause, next); sent > 0 && next == 0 {
+			if pause = next; sent > 0 && next == 0 {
 				continue
 			}
 		}
 		wake.Reset(pause)
 		select {
-		case <-d.link.acked:
+		case <-d.session.acked:
 		case <-wake.C:
-			if err := d.link.pingIfIdle(); err != nil {
-				d.r.note(err)
-				d.link.close()
-				return false
-			}
-		case <-d.link.lost:
+		case <-d.link.client.Done():
 			return false
 		case <-over:
 		case <-life.Done():
@@ -135,92 +129,41 @@ func (d *device) owed(room int) (n int, next time.Duration) {
 	return n, max(d.due.Sub(now), quantum)
 }
 
-// send publishes n events; more is false when the run's count is used up.
-func (d *device) send(n int) (sent int, more bool, err error) {
-	more = true
-	for sent < n {
-		if !d.r.claim() {
-			more = false
-			break
-		}
-		p, err := d.next()
-		if err != nil {
-			return sent, false, err
-		}
-		d.r.sent.Add(1)
-		sent++
-		if _, err := d.link.w.Write(p.packet); err != nil {
-			return sent, more, fmt.Errorf("publish: %w", err)
-		}
+// send publishes at most n events, those to be sent again first; more is false when the run's count is used up.
+func (d *device) send(ctx context.Context, n int, fresh bool) (sent int, more bool, err error) {
+	if n == 0 {
+		return 0, true, nil
 	}
-	if sent > 0 {
-		if err := d.link.flush(); err != nil {
-			return sent, more, fmt.Errorf("publish: %w", err)
+	flush := d.link.conn.burst()
+	for ; sent < n && err == nil && (fresh || len(d.again) > 0); sent++ {
+		e := d.next()
+		if e == nil {
+			return sent, false, flush()
 		}
+		err = d.publish(ctx, e)
 	}
-	return sent, more, nil
+	return sent, true, errors.Join(err, flush())
 }
 
-// next makes an event and puts it among the pending, so that it is sent again if the connection is lost.
-func (d *device) next() (*inflight, error) {
-	eventID, err := uuid.NewV7()
-	if err != nil {
-		return nil, fmt.Errorf("make event ID: %w", err)
+// next returns the next event to be sent, nil when the run's count is used up.
+func (d *device) next() *sample {
+	if len(d.again) > 0 {
+		e := d.again[0]
+		d.again = d.again[1:]
+		d.r.resent.Add(1)
+		return e
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.lastID++ // a free one: the pending are few and in order
-	if d.lastID == 0 {
-		d.lastID = 1
+	if !d.r.claim() {
+		return nil
 	}
-	for slices.ContainsFunc(d.pending, func(p *inflight) bool { return p.id == d.lastID }) {
-		if d.lastID++; d.lastID == 0 {
-			d.lastID = 1
-		}
-	}
-	packet, err := encodePublish(d.topic, d.lastID, eventID.String(), d.reading.next(d.random))
-	if err != nil {
-		return nil, err
-	}
-	p := &inflight{id: d.lastID, packet: packet, sentAt: time.Now()}
-	d.pending = append(d.pending, p)
-	return p, nil
+	d.r.sent.Add(1)
+	id := uuid.Must(uuid.NewV7()) // fails only without a source of random numbers
+	return &sample{id: id.String(), payload: d.reading.next(d.random), sentAt: time.Now()}
 }
 
-// acknowledged takes an event off the pending.
-func (d *device) acknowledged(id uint16, reason byte) {
-	d.mu.Lock()
-	i := slices.IndexFunc(d.pending, func(p *inflight) bool { return p.id == id })
-	if i < 0 {
-		d.mu.Unlock()
-		return // of an event that was sent twice
-	}
-	p := d.pending[i]
-	d.pending = slices.Delete(d.pending, i, i+1)
-	d.mu.Unlock()
-	if reason >= 0x80 {
-		d.r.refused.Add(1)
-		d.r.note(fmt.Errorf("broker refused an event of %s with reason code %#x", d.topic, reason))
-		return
-	}
-	if reason == noSubscribers {
-		d.r.unrouted.Add(1)
-	}
-	d.r.latency.add(time.Since(p.sentAt))
-	d.r.acked.Add(1)
-}
-
-func (d *device) waiting() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.pending)
-}
-
-// reconnect connects again and sends again what is pending, with the same packet and event IDs. It returns false when
-// life ends first.
+// reconnect connects again. It returns false when life ends first.
 func (d *device) reconnect(life context.Context) bool {
 	d.link.close()
-	<-d.link.lost // its reader has ended
 	for attempt := 0; ; attempt++ {
 		pause := min(100*time.Millisecond<<min(attempt, 10), 2*time.Second)
 		select {
@@ -237,35 +180,8 @@ func (d *device) reconnect(life context.Context) bool {
 	}
 }
 
-func (d *device) resend(l *link, sessionPresent bool) error {
-	d.mu.Lock()
-	var again bytes.Buffer
-	for _, p := range d.pending {
-		if sessionPresent {
-			p.packet[0] |= dupFlag
-		} else {
-			p.packet[0] &^= dupFlag
-		}
-		again.Write(p.packet)
-	}
-	n := len(d.pending)
-	d.mu.Unlock()
-	if n == 0 {
-		return nil
-	}
-	d.r.resent.Add(uint64(n))
-	if _, err := l.w.Write(again.Bytes()); err != nil {
-		return fmt.Errorf("publish again: %w", err)
-	}
-	if err := l.flush(); err != nil {
-		return fmt.Errorf("publish again: %w", err)
-	}
-	return nil
-}
-
 func (d *device) disconnect() {
 	if d.link != nil {
 		d.link.bye()
-		<-d.link.lost
 	}
 }

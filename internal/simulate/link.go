@@ -2,165 +2,230 @@ package simulate
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
+	"github.com/eclipse/paho.golang/paho"
+	pahosession "github.com/eclipse/paho.golang/paho/session"
+	"github.com/eclipse/paho.golang/paho/session/state"
 
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
 )
 
 const (
 	keepAlive      = 30 * time.Second
-	pingAfter      = 10 * time.Second
+	writeTimeout   = 30 * time.Second
 	connectTimeout = 10 * time.Second
 	sessionExpiry  = 300 // seconds that the broker keeps a device's session after a lost connection
-	dupFlag        = 1 << 3
-	noSubscribers  = packets.PubackNoMatchingSubscribers
 )
 
-// link is one connection of a device. The packets are read and written here, without a client library around them:
-// a fleet in one process needs few goroutines and system calls an event, and sends again in the order of sending.
-type link struct {
-	conn     *mqtt.Conn
-	w        *bufio.Writer
-	limit    int // events that may wait for their acknowledgement
-	lastSent time.Time
-	acked    chan struct{} // signalled
-	lost     chan struct{} // closed when the reader has ended
-	closing  sync.Once
+// session is a device's MQTT session, which outlives its connections. The client library numbers what is sent, keeps it
+// and sends it again in order; this notes which event is which, and when it is acknowledged.
+type session struct {
+	*state.State
+	r       *run
+	acked   chan struct{} // signalled
+	current *sample       // is being published
+
+	mu      sync.Mutex
+	pending []*sample // not yet acknowledged, in the order of sending
 }
 
-// connect makes the device's connection and sends what is pending.
-func (d *device) connect(ctx context.Context) error {
-	conn, err := mqtt.Dial(ctx, d.r.url, nil, connectTimeout)
-	if err != nil {
+func newSession(r *run) *session {
+	return &session{State: state.NewInMemory(), r: r, acked: make(chan struct{}, 1)}
+}
+
+// waiting returns how many events are not yet acknowledged.
+func (s *session) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.pending)
+}
+
+// AddToSession takes the event that is being published among the pending ones.
+func (s *session) AddToSession(ctx context.Context, packet pahosession.Packet, resp chan<- packets.ControlPacket) error {
+	if err := s.State.AddToSession(ctx, packet, resp); err != nil {
 		return err
 	}
-	ack, err := d.handshake(conn)
-	if err != nil {
-		return errors.Join(fmt.Errorf("connect to MQTT broker %s: %w", d.r.url.Host, err), conn.Close())
-	}
-	l := &link{
-		conn: conn, w: bufio.NewWriterSize(conn, 8<<10), limit: d.r.cfg.Inflight, lastSent: time.Now(),
-		acked: make(chan struct{}, 1), lost: make(chan struct{}),
-	}
-	if p := ack.Properties; p != nil && p.ReceiveMaximum != nil {
-		l.limit = min(l.limit, int(*p.ReceiveMaximum))
-	}
-	go d.read(l)
-	d.link = l
-	if err := d.resend(l, ack.SessionPresent); err != nil {
-		l.close()
-		<-l.lost
-		return err
+	if p, ok := packet.(*packets.Publish); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.current.packetID = p.PacketID
+		s.pending = append(s.pending, s.current)
 	}
 	return nil
 }
 
-func (d *device) handshake(conn *mqtt.Conn) (*packets.Connack, error) {
-	expiry := uint32(sessionExpiry)
-	connect := &packets.Connect{
-		ProtocolName: "MQTT", ProtocolVersion: 5, ClientID: d.clientID, KeepAlive: uint16(keepAlive / time.Second),
+// PacketReceived counts acknowledgements.
+func (s *session) PacketReceived(packet *packets.ControlPacket, messages chan<- *packets.Publish) error {
+	if ack, ok := packet.Content.(*packets.Puback); ok {
+		s.acknowledged(ack)
+	}
+	return s.State.PacketReceived(packet, messages)
+}
+
+func (s *session) acknowledged(ack *packets.Puback) {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.pending, func(p *sample) bool { return p.packetID == ack.PacketID })
+	if i < 0 {
+		s.mu.Unlock()
+		return // of an event that was sent twice
+	}
+	p := s.pending[i]
+	s.pending = slices.Delete(s.pending, i, i+1)
+	s.mu.Unlock()
+	if ack.ReasonCode >= 0x80 {
+		s.r.refused.Add(1)
+		s.r.note(fmt.Errorf("broker refused an event: %s", ack.Reason()))
+	} else {
+		if ack.ReasonCode == packets.PubackNoMatchingSubscribers {
+			s.r.unrouted.Add(1)
+		}
+		s.r.latency.add(time.Since(p.sentAt))
+		s.r.acked.Add(1)
+	}
+	select {
+	case s.acked <- struct{}{}:
+	default:
+	}
+}
+
+// forget empties a session that the broker does not have any more, and returns what was pending.
+func (s *session) forget() []*sample {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	forgotten := s.pending
+	s.pending = nil
+	return forgotten
+}
+
+// link is one connection of a device.
+type link struct {
+	client *paho.Client
+	conn   *conn
+	limit  int // events that may wait for their acknowledgement
+}
+
+// connect makes the device's connection. The library sends what is pending in the session, if the broker still has it.
+func (d *device) connect(ctx context.Context) error {
+	dialled, err := mqtt.Dial(ctx, d.r.url, nil, connectTimeout)
+	if err != nil {
+		return err
+	}
+	c := &conn{Conn: dialled, w: bufio.NewWriterSize(dialled, 8<<10)}
+	client := paho.NewClient(paho.ClientConfig{
+		Conn: c, Session: d.session, PacketTimeout: connectTimeout,
+		OnClientError: func(err error) {
+			if !errors.Is(err, net.ErrClosed) { // by this side
+				d.r.note(fmt.Errorf("connection to MQTT broker: %w", err))
+			}
+		},
+		OnServerDisconnect: func(p *paho.Disconnect) {
+			d.r.note(fmt.Errorf("MQTT broker disconnected: %s", (&packets.Disconnect{ReasonCode: p.ReasonCode}).Reason()))
+		},
+	})
+	pending := d.session.waiting()
+	ack, err := client.Connect(ctx, d.hello())
+	if err != nil && ack != nil && ack.ReasonCode >= 0x80 {
+		err = fmt.Errorf("broker refused the connection: %s", (&packets.Connack{ReasonCode: ack.ReasonCode}).Reason())
+	}
+	if err != nil {
+		return fmt.Errorf("connect to MQTT broker %s: %w", d.r.url.Host, err)
+	}
+	if ack.SessionPresent {
+		d.r.resent.Add(uint64(pending))
+	} else {
+		d.again = append(d.session.forget(), d.again...)
+	}
+	d.link = &link{client: client, conn: c, limit: d.r.cfg.Inflight}
+	if p := ack.Properties; p != nil && p.ReceiveMaximum != nil {
+		d.link.limit = min(d.link.limit, int(*p.ReceiveMaximum))
+	}
+	return nil
+}
+
+func (d *device) hello() *paho.Connect {
+	expiry, receive := uint32(sessionExpiry), uint16(1) // nothing is subscribed to
+	return &paho.Connect{
+		ClientID: d.clientID, KeepAlive: uint16(d.r.keepAlive / time.Second), CleanStart: d.link == nil,
 		Username: d.r.cfg.Username, UsernameFlag: d.r.cfg.Username != "",
 		Password: []byte(d.r.cfg.Password), PasswordFlag: d.r.cfg.Password != "",
-		CleanStart: d.link == nil, Properties: &packets.Properties{SessionExpiryInterval: &expiry},
-	}
-	if err := conn.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
-		return nil, fmt.Errorf("set deadline: %w", err)
-	}
-	if _, err := connect.WriteTo(conn); err != nil {
-		return nil, fmt.Errorf("send CONNECT: %w", err)
-	}
-	packet, err := packets.ReadPacket(conn)
-	if err != nil {
-		return nil, fmt.Errorf("read CONNACK: %w", err)
-	}
-	ack, ok := packet.Content.(*packets.Connack)
-	if !ok {
-		return nil, fmt.Errorf("broker answered CONNECT with %s", packet.PacketType())
-	}
-	if ack.ReasonCode >= 0x80 {
-		return nil, fmt.Errorf("broker refused the connection: %s", ack.Reason())
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("clear deadline: %w", err)
-	}
-	return ack, nil
-}
-
-// read takes acknowledgements until the connection ends.
-func (d *device) read(l *link) {
-	defer close(l.lost)
-	defer l.close()
-	for {
-		// The broker answers within pingAfter plus a round trip, whether there are events or only pings.
-		if err := l.conn.SetReadDeadline(time.Now().Add(keepAlive)); err != nil {
-			return // closed by this side
-		}
-		packet, err := packets.ReadPacket(l.conn)
-		if err != nil {
-			d.r.note(fmt.Errorf("read from MQTT broker: %w", err))
-			return
-		}
-		switch p := packet.Content.(type) {
-		case *packets.Puback:
-			d.acknowledged(p.PacketID, p.ReasonCode)
-			select {
-			case l.acked <- struct{}{}:
-			default:
-			}
-		case *packets.Disconnect:
-			d.r.note(fmt.Errorf("MQTT broker disconnected: %s", p.Reason()))
-			return
-		}
+		Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry, ReceiveMaximum: &receive},
 	}
 }
 
-func (l *link) flush() error {
-	l.lastSent = time.Now()
-	if err := l.conn.SetWriteDeadline(l.lastSent.Add(keepAlive)); err != nil {
-		return err
-	}
-	return l.w.Flush()
-}
-
-func (l *link) pingIfIdle() error {
-	if time.Since(l.lastSent) < pingAfter {
+// publish sends an event without waiting for its acknowledgement. If that fails the event is sent again over the next
+// connection, by the library if it has come into the session.
+func (d *device) publish(ctx context.Context, e *sample) error {
+	d.session.current = e
+	_, err := d.link.client.PublishWithOptions(ctx, &paho.Publish{
+		QoS: 1, Topic: d.topic, Payload: e.payload,
+		Properties: &paho.PublishProperties{User: paho.UserProperties{{Key: "event_id", Value: e.id}}},
+	}, paho.PublishOptions{Method: paho.PublishMethod_AsyncSend})
+	if err == nil {
 		return nil
 	}
-	if _, err := l.w.Write([]byte{packets.PINGREQ << 4, 0}); err != nil {
-		return fmt.Errorf("send PINGREQ: %w", err)
+	if !errors.Is(err, paho.ErrNetworkErrorAfterStored) {
+		d.again = append([]*sample{e}, d.again...)
 	}
-	if err := l.flush(); err != nil {
-		return fmt.Errorf("send PINGREQ: %w", err)
-	}
-	return nil
+	return fmt.Errorf("publish: %w", err)
 }
 
-func (l *link) close() { l.closing.Do(func() { _ = l.conn.Close() }) }
+// close ends the connection, and returns when nothing more is read from it.
+func (l *link) close() {
+	_ = l.conn.Close() // which the client notices
+	<-l.client.Done()
+}
 
 // bye ends the connection and the session with it. The broker may be gone already.
 func (l *link) bye() {
 	now := uint32(0)
-	d := &packets.Disconnect{Properties: &packets.Properties{SessionExpiryInterval: &now}}
-	_ = l.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = d.WriteTo(l.conn)
-	l.close()
+	late := time.AfterFunc(time.Second, func() { _ = l.conn.Close() }) // it does not read
+	defer late.Stop()
+	_ = l.client.Disconnect(&paho.Disconnect{Properties: &paho.DisconnectProperties{SessionExpiryInterval: &now}})
 }
 
-func encodePublish(topic string, id uint16, eventID string, payload []byte) ([]byte, error) {
-	p := &packets.Publish{
-		Topic: topic, PacketID: id, QoS: 1, Payload: payload,
-		Properties: &packets.Properties{User: []packets.User{{Key: "event_id", Value: eventID}}},
+// conn writes a packet, or many of them, with one system call. The library writes a packet in pieces, and takes the lock
+// around it.
+type conn struct {
+	*mqtt.Conn
+	w    *bufio.Writer
+	hold bool
+}
+
+// Write writes to the buffer.
+func (c *conn) Write(p []byte) (int, error) { return c.w.Write(p) }
+
+// Unlock ends a packet.
+func (c *conn) Unlock() {
+	if !c.hold {
+		_ = c.flush() // the next packet gets the same error, and the reader notices
 	}
-	var b bytes.Buffer
-	if _, err := p.WriteTo(&b); err != nil {
-		return nil, fmt.Errorf("encode PUBLISH: %w", err)
+	c.Conn.Unlock()
+}
+
+func (c *conn) flush() error {
+	return errors.Join(c.SetWriteDeadline(time.Now().Add(writeTimeout)), c.w.Flush())
+}
+
+// burst keeps packets until the returned function sends them.
+func (c *conn) burst() (send func() error) {
+	c.Lock()
+	c.hold = true
+	c.Conn.Unlock()
+	return func() error {
+		c.Lock()
+		defer c.Conn.Unlock()
+		c.hold = false
+		if err := c.flush(); err != nil {
+			return fmt.Errorf("publish: %w", err)
+		}
+		return nil
 	}
-	return b.Bytes(), nil
 }

@@ -63,6 +63,10 @@ func Run(ctx context.Context, cfg Config) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
+	return r.run(ctx)
+}
+
+func (r *run) run(ctx context.Context) (Summary, error) {
 	stopped, stop := context.WithCancel(ctx)
 	defer stop()
 	if err := r.connectAll(stopped); err != nil {
@@ -104,6 +108,8 @@ type run struct {
 	url     *url.URL
 	devices []*device
 	begin   time.Time
+	// keepAlive is how long a connection may be idle before the device pings, in whole seconds.
+	keepAlive time.Duration
 
 	claimed                                           atomic.Int64 // events that devices have set out to send
 	sent, acked, refused, resent, unrouted, reconnect atomic.Uint64
@@ -148,7 +154,7 @@ func newRun(cfg Config) (*run, error) {
 	if cfg.Out == nil {
 		cfg.Out = io.Discard
 	}
-	r := &run{cfg: cfg, url: u}
+	r := &run{cfg: cfg, url: u, keepAlive: keepAlive}
 	session := uuid.NewString()[:8] // two runs at once must not take each other's connections over
 	for i := range cfg.Devices {
 		r.devices = append(r.devices, newDevice(r, i, session))
@@ -182,7 +188,7 @@ func (r *run) connectAll(ctx context.Context) error {
 	return first
 }
 
-// claim tells whether one more event may be sent.
+// claim reports whether one more event may be sent.
 func (r *run) claim() bool {
 	return r.cfg.Count == 0 || r.claimed.Add(1) <= int64(r.cfg.Count)
 }

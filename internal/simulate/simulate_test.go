@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"os"
@@ -182,31 +183,49 @@ func TestRefusedLogin(t *testing.T) {
 	require.ErrorContains(t, err, "refused the connection")
 }
 
-// TestLostConnections cuts the lines again and again: every event must arrive, and be acknowledged once.
+// The lines are cut again and again: every event must arrive, and be acknowledged once; also when the next broker does
+// not have the session of the last one.
 func TestLostConnections(t *testing.T) {
 	t.Parallel()
-	addr, _ := broker(t, "")
-	got := listen(t, addr)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	go cutter(l, addr)
-	s, err := Run(context.Background(), Config{URL: "mqtt://" + l.Addr().String(), Devices: 4, Count: 2000})
-	require.NoError(t, err)
-	require.Equal(t, uint64(2000), s.Acked)
-	require.Positive(t, s.Reconnects)
-	require.Positive(t, s.Resent)
-	require.Eventually(t, func() bool { ids, _ := got(); return len(ids) == 2000 }, wait, 10*time.Millisecond)
+	for _, brokers := range []int{1, 2} {
+		t.Run(fmt.Sprint(brokers), func(t *testing.T) {
+			t.Parallel()
+			var addrs []string
+			var got []func() (ids, topics map[string]int)
+			for range brokers {
+				addr, _ := broker(t, "")
+				addrs, got = append(addrs, addr), append(got, listen(t, addr))
+			}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			defer func() { _ = l.Close() }()
+			go cutter(l, addrs)
+			s, err := Run(context.Background(), Config{URL: "mqtt://" + l.Addr().String(), Devices: 4, Count: 2000})
+			require.NoError(t, err)
+			require.Equal(t, uint64(2000), s.Sent)
+			require.Equal(t, uint64(2000), s.Acked)
+			require.Positive(t, s.Reconnects)
+			require.Positive(t, s.Resent)
+			require.Eventually(t, func() bool {
+				all := map[string]int{}
+				for _, of := range got {
+					ids, _ := of()
+					maps.Copy(all, ids)
+				}
+				return len(all) == 2000
+			}, wait, 10*time.Millisecond)
+		})
+	}
 }
 
-// cutter passes connections on and ends each after 20 kB.
-func cutter(l net.Listener, target string) {
-	for {
+// cutter passes connections on, to the targets in turn, and ends each after 20 kB.
+func cutter(l net.Listener, targets []string) {
+	for i := 0; ; i++ {
 		in, err := l.Accept()
 		if err != nil {
 			return
 		}
-		out, err := net.Dial("tcp", target)
+		out, err := net.Dial("tcp", targets[i%len(targets)])
 		if err != nil {
 			_ = in.Close()
 			continue
@@ -214,6 +233,19 @@ func cutter(l net.Listener, target string) {
 		go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
 		go func() { _, _ = io.CopyN(out, in, 20_000); _ = out.Close(); _ = in.Close() }()
 	}
+}
+
+// A broker ends a connection that is silent for one and a half times what the device has promised.
+func TestIdleDevicePings(t *testing.T) {
+	t.Parallel()
+	addr, _ := broker(t, "")
+	r, err := newRun(Config{URL: "mqtt://" + addr, Count: 2, Rate: 0.4})
+	require.NoError(t, err)
+	r.keepAlive = time.Second
+	s, err := r.run(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, uint64(2), s.Acked)
+	require.Zero(t, s.Reconnects)
 }
 
 func TestConfigErrors(t *testing.T) {

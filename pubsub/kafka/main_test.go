@@ -29,7 +29,7 @@ const (
 	tick = 2 * time.Millisecond
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, kafkatest.IgnoreServer()) }
 
 var discard = slog.New(slog.DiscardHandler)
 

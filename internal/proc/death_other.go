@@ -1,8 +1,8 @@
 //go:build !linux
 
-package main
+package proc
 
 import "syscall"
 
 // dieWithParent does nothing where the kernel has no such thing.
-func dieWithParent(*syscall.SysProcAttr) {}
+func dieWithParent(*syscall.SysProcAttr, syscall.Signal) {}

@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 )
@@ -43,15 +41,12 @@ func serverIdentity() (identity, error) {
 	return identity{}, errors.New("PostgreSQL does not run as root, and there is neither a user postgres nor nobody to run it as")
 }
 
-// attr returns how to start a process of this identity. It gets a process group of its own, so that a Ctrl-C in the
-// terminal reaches only the platform, which stops the server when it no longer needs it.
+// attr returns how to start a process of this identity.
 func (id identity) attr() *syscall.SysProcAttr {
-	attr := &syscall.SysProcAttr{Setpgid: true}
-	if id.drop {
-		attr.Credential = &syscall.Credential{Uid: uint32(id.uid), Gid: uint32(id.gid)}
+	if !id.drop {
+		return &syscall.SysProcAttr{}
 	}
-	dieWithParent(attr, syscall.SIGINT)
-	return attr
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(id.uid), Gid: uint32(id.gid)}}
 }
 
 // own gives a file or folder to the identity.
@@ -65,7 +60,7 @@ func (id identity) own(path string) error {
 	return nil
 }
 
-// reaches tells whether the identity can get to a path: whether it may pass all folders above it that exist.
+// reaches reports whether the identity can get to a path: whether it may pass all folders above it that exist.
 func (id identity) reaches(path string) bool {
 	if !id.drop {
 		return true
@@ -93,34 +88,4 @@ func (id identity) passes(info os.FileInfo) bool {
 	default:
 		return mode&0o001 != 0
 	}
-}
-
-// spawn starts a command and calls onEnd with the outcome of its Wait. The command is started and waited for on one
-// thread that is kept meanwhile, since the death signal is tied to the thread.
-func spawn(cmd *exec.Cmd, onEnd func(error)) error {
-	started := make(chan error, 1)
-	go waitOn(cmd, started, onEnd)
-	if err := <-started; err != nil {
-		return fmt.Errorf("start %s: %w", cmd.Path, err)
-	}
-	return nil
-}
-
-func waitOn(cmd *exec.Cmd, started chan<- error, onEnd func(error)) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := cmd.Start()
-	started <- err
-	if err == nil {
-		onEnd(cmd.Wait())
-	}
-}
-
-// run runs a command to its end.
-func run(cmd *exec.Cmd) error {
-	ended := make(chan error, 1)
-	if err := spawn(cmd, func(err error) { ended <- err }); err != nil {
-		return err
-	}
-	return <-ended
 }
