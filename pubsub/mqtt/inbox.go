@@ -17,7 +17,7 @@ import (
 // inbox holds what a session has received and not handed out, bounded in bytes.
 type inbox struct {
 	limit, qos0Limit int // bytes
-	batch            int // messages of one batch
+	max              int // messages of one batch
 	window           int // unacknowledged messages after which the broker sends no more
 	pause            func(on bool)
 
@@ -139,34 +139,31 @@ func (b *inbox) hasRoom(size, limit int) bool {
 }
 
 // full reports whether what waits need not gather any longer.
-func (b *inbox) full() bool { return b.blocked || len(b.waiting) >= min(b.batch, b.window) }
+func (b *inbox) full() bool { return b.blocked || len(b.waiting) >= min(b.max, b.window) }
 
 // take waits for messages and returns those of the next batch, all of one connection; none if ctx ends. They gather for
 // a while, unless they are enough before.
 func (b *inbox) take(ctx context.Context, gather time.Duration) []arrival {
-	late := time.After(gather)
-	for waited := gather <= 0; ; {
-		b.mu.Lock()
-		ready := len(b.waiting) > 0 && (waited || b.full())
-		if ready {
-			defer b.mu.Unlock()
-			return b.cut()
-		}
-		b.mu.Unlock()
-		select {
-		case <-b.arrived:
-		case <-late:
-			waited = true
-		case <-ctx.Done():
-			return nil
+	for batch.Gather(ctx, gather, b.arrived, b.state) {
+		if taken := b.cut(); len(taken) > 0 { // they may have been lost since
+			return taken
 		}
 	}
+	return nil
 }
 
-// cut takes a batch off. The lock is held, and something waits.
+func (b *inbox) state() (some, enough bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.waiting) > 0, b.full()
+}
+
+// cut takes a batch off.
 func (b *inbox) cut() []arrival {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	n, size := 0, 0
-	for n < len(b.waiting) && n < b.batch && (n == 0 || size+b.waiting[n].size <= b.limit) {
+	for n < len(b.waiting) && n < b.max && (n == 0 || size+b.waiting[n].size <= b.limit) {
 		a := &b.waiting[n]
 		size += a.size
 		if a.qos == 0 {

@@ -69,7 +69,7 @@ func (s *subscription) start(ctx context.Context) error {
 	s.sender = batch.NewSender(s.cfg.CloseTimeout)
 	s.sender.Again = s.stillOurs
 	s.inbox = &inbox{
-		limit: s.cfg.Buffer, qos0Limit: s.cfg.QoS0Buffer, batch: s.cfg.Batch, window: s.cfg.Window, pause: s.pinger.pause,
+		limit: s.cfg.Buffer, qos0Limit: s.cfg.QoS0Buffer, max: s.cfg.Batch, window: s.cfg.Window, pause: s.pinger.pause,
 		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1),
 	}
 	cfg := autopaho.ClientConfig{
