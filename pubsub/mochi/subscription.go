@@ -23,7 +23,7 @@ type subscription struct {
 	ctx     context.Context // ends when nothing more is to be taken or handed out
 	end     context.CancelFunc
 	sender  *batch.Sender
-	arrived chan struct{} // signalled when something waits, and when a batch need not gather any longer
+	arrived chan struct{} // signalled when something waits
 	waiting []*delivery
 	ended   chan struct{} // closed: the channel of messages is closed
 }
@@ -85,26 +85,15 @@ func (b *Broker) Oldest() time.Time {
 	return b.sub.sender.Oldest()
 }
 
-// run sees a subscription to its end.
+// run sees a subscription to its end. A batch is what has come while the one before was handled: nothing gathers for
+// longer, since the devices wait for their acknowledgements before they send more.
 func (b *Broker) run(sub *subscription) {
-	var gather time.Duration
-	for batch.Gather(sub.ctx, gather, sub.arrived, func() (some, enough bool) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return len(sub.waiting) > 0, len(sub.waiting) >= b.cfg.Batch
-	}) {
-		b.mu.Lock()
-		n := min(len(sub.waiting), b.cfg.Batch)
-		taken := slices.Clone(sub.waiting[:n])
-		sub.waiting = slices.Delete(sub.waiting, 0, n)
-		b.mu.Unlock()
-		records := make([]batch.Record, n)
+	for taken := b.next(sub); len(taken) > 0; taken = b.next(sub) {
+		records := make([]batch.Record, len(taken))
 		for i, d := range taken {
 			records[i] = d.record
 		}
-		outcome := sub.sender.Send(sub.ctx, records)
-		gather = outcome.Gather
-		b.settle(taken, outcome.Done)
+		b.settle(taken, sub.sender.Send(sub.ctx, records).Done)
 	}
 	b.mu.Lock()
 	b.sub = nil
@@ -114,6 +103,25 @@ func (b *Broker) run(sub *subscription) {
 	sub.end()
 	close(sub.sender.Out())
 	close(sub.ended)
+}
+
+// next waits for publishes and returns those of the next batch; none when the subscription ends.
+func (b *Broker) next(sub *subscription) []*delivery {
+	for sub.ctx.Err() == nil {
+		b.mu.Lock()
+		n := min(len(sub.waiting), b.cfg.Batch)
+		taken := slices.Clone(sub.waiting[:n])
+		sub.waiting = slices.Delete(sub.waiting, 0, n)
+		b.mu.Unlock()
+		if n > 0 {
+			return taken
+		}
+		select {
+		case <-sub.arrived:
+		case <-sub.ctx.Done():
+		}
+	}
+	return nil
 }
 
 // settle says that of deliveries the first are stored, and the others will not be.
@@ -190,11 +198,9 @@ func (b *Broker) take(cl *mqtt.Client, pk packets.Packet) *delivery {
 		d.session.pending[d.id] = d
 	}
 	sub.waiting = append(sub.waiting, d)
-	if n := len(sub.waiting); n == 1 || n >= b.cfg.Batch {
-		select {
-		case sub.arrived <- struct{}{}:
-		default:
-		}
+	select {
+	case sub.arrived <- struct{}{}:
+	default:
 	}
 	return d
 }

@@ -144,24 +144,28 @@ func (b *inbox) full() bool { return b.blocked || len(b.waiting) >= min(b.max, b
 // take waits for messages and returns those of the next batch, all of one connection; none if ctx ends. They gather for
 // a while, unless they are enough before.
 func (b *inbox) take(ctx context.Context, gather time.Duration) []arrival {
-	for batch.Gather(ctx, gather, b.arrived, b.state) {
-		if taken := b.cut(); len(taken) > 0 { // they may have been lost since
+	late := time.After(gather)
+	for waited := gather <= 0; ctx.Err() == nil; {
+		if taken := b.cut(waited); len(taken) > 0 {
 			return taken
+		}
+		select {
+		case <-b.arrived:
+		case <-late:
+			waited = true
+		case <-ctx.Done():
 		}
 	}
 	return nil
 }
 
-func (b *inbox) state() (some, enough bool) {
+// cut takes a batch off, if there is enough for one, or something and it may be less.
+func (b *inbox) cut(less bool) []arrival {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.waiting) > 0, b.full()
-}
-
-// cut takes a batch off.
-func (b *inbox) cut() []arrival {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if !less && !b.full() {
+		return nil
+	}
 	n, size := 0, 0
 	for n < len(b.waiting) && n < b.max && (n == 0 || size+b.waiting[n].size <= b.limit) {
 		a := &b.waiting[n]
