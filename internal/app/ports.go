@@ -76,7 +76,7 @@ func (p *platform) listenMQTT() error {
 		return err
 	}
 	broker, err := mochi.Listen(mochi.Config{
-		Addr: addr, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, Users: users, Log: p.log,
+		Addr: addr, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, Users: users, Batch: p.cfg.BatchSize, Log: p.log,
 	})
 	if err != nil {
 		return fmt.Errorf("embedded MQTT broker: %w", err)

@@ -10,7 +10,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/cornjacket/platform-services/api"
 	"github.com/cornjacket/platform-services/internal/config"
@@ -199,15 +198,10 @@ func (p *platform) startRelayAndIngestion(context.Context) error {
 	var flushes *flushLog
 	if p.runs(config.Ingestion) {
 		flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
-		db := stdlib.OpenDBFromPool(pool)
-		in, err = outbox.NewPublisher(db, outbox.PublisherConfig{
+		in = outbox.NewPublisher(pool, outbox.PublisherConfig{
 			MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, Wait: p.cfg.IngestTimeout, OnFlush: flushes.note, OnCommit: wake.events, Quiet: wake.leads,
 		})
-		if err != nil {
-			return errors.Join(err, db.Close())
-		}
 		p.onStop(stageIngestion, "outbox publisher", in.Shutdown)
-		p.onStop(stageClients, "outbox database", func(context.Context) error { return db.Close() })
 	}
 	if p.runs(config.Relay) {
 		if err := p.startRelay(pool, in, wake); err != nil {
@@ -277,7 +271,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 	watched := &watchedLetters{DeadLetterStore: store.NewDeadLetters(pool), now: p.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
 		Stack: p.stack(), Subscriber: source, Store: in, Letters: watched, Added: wake.letters,
-		Now: p.now, NewID: newID,
+		Now: p.now,
 	})
 	if err != nil {
 		return err
@@ -293,11 +287,7 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 		})
 		api.MountDeadLetters(a, desk.config(routers.Ingestion, routers.Relay))
 	})
-	oldest := func() time.Time { return time.Time{} }
-	if s, ok := source.(*mqtt.Subscriber); ok {
-		oldest = s.Oldest
-	}
-	p.watch(port, desk.check, postgresCheck(pool), check, routerCheck(router, oldest, p.cfg.HandlerTimeout, p.now),
+	p.watch(port, desk.check, postgresCheck(pool), check, routerCheck(router, source.Oldest, p.cfg.HandlerTimeout, p.now),
 		flushes.check(func() bool { return in.Queued() > 0 }), watched.check(),
 		health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
 			queued := in.Queued()
@@ -314,7 +304,10 @@ func (p *platform) startIngestion(pool *pgxpool.Pool, in *outbox.Publisher, wake
 }
 
 // mqttSource returns where MQTT messages come from, and its health check.
-func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
+func (p *platform) mqttSource() (source interface {
+	message.Subscriber
+	Oldest() time.Time
+}, check health.Check, err error) {
 	if p.broker != nil {
 		return p.broker, health.Check{Name: "mqtt", Probe: func(context.Context) (health.Details, error) {
 			return health.Details{"broker": "embedded"}, nil
@@ -322,7 +315,7 @@ func (p *platform) mqttSource() (message.Subscriber, health.Check, error) {
 	}
 	sub, err := mqtt.NewSubscriber(mqtt.Config{
 		URL: p.cfg.MQTTURL, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, ClientID: p.cfg.MQTTClientID, TLS: p.clients.mqtt,
-		Window: p.cfg.Window, CloseTimeout: p.cfg.ShutdownTimeout / 3, Log: p.log,
+		Window: p.cfg.Window, Batch: p.cfg.BatchSize, CloseTimeout: p.cfg.ShutdownTimeout / 3, Log: p.log,
 	})
 	if err != nil {
 		return nil, health.Check{}, fmt.Errorf("MQTT_URL: %w", err)
