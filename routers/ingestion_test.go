@@ -310,7 +310,7 @@ func TestIngestionIntoTheOutbox(t *testing.T) {
 	defer func() { require.NoError(t, p.Close()) }()
 	records, letters := readings(n), &box{}
 	ingest(t, p, letters, records...)
-	require.Equal(t, 1, len(letters.letters))
+	require.Len(t, letters.letters, 1)
 	require.JSONEq(t, string(records[refused].Value), string(letters.letters[0].Payload))
 	var stored string
 	require.NoError(t, pool.QueryRow(t.Context(), `SELECT string_agg(payload::text, ' ' ORDER BY id) FROM outbox`).Scan(&stored))

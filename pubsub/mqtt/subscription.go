@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -244,29 +244,20 @@ func (s *subscription) connected(ca *paho.Connack) {
 }
 
 // subscribe asks for the filters, also when the broker has kept the session: it changes nothing there, and mends a
-// session whose subscriptions were removed or refused.
+// session whose subscriptions were removed or refused. It is an error if one is not granted QoS 1: less would break the
+// promise to lose nothing.
 func (s *subscription) subscribe(l *link, manager *autopaho.ConnectionManager) error {
 	ctx, cancel := context.WithTimeout(l.ctx, s.cfg.ConnectTimeout)
 	defer cancel()
-	packet := subscribePacket(s.filters)
-	ack, err := manager.Subscribe(ctx, packet)
-	return checkSuback(packet, ack, err)
-}
-
-func subscribePacket(filters []string) *paho.Subscribe {
-	p := &paho.Subscribe{}
-	for _, f := range filters {
-		p.Subscriptions = append(p.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
+	packet := &paho.Subscribe{}
+	for _, f := range s.filters {
+		packet.Subscriptions = append(packet.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
 	}
-	return p
-}
-
-// checkSuback returns an error unless each filter was granted QoS 1: less would break the promise to lose nothing.
-func checkSuback(p *paho.Subscribe, ack *paho.Suback, err error) error {
+	ack, err := manager.Subscribe(ctx, packet)
 	if ack != nil {
 		for i, code := range ack.Reasons {
-			if code != 1 && i < len(p.Subscriptions) {
-				return fmt.Errorf("subscribe to %s: broker granted %#02x instead of QoS 1", p.Subscriptions[i].Topic, code)
+			if code != 1 && i < len(s.filters) {
+				return fmt.Errorf("subscribe to %s: broker granted %#02x instead of QoS 1", s.filters[i], code)
 			}
 		}
 	}
@@ -276,26 +267,19 @@ func checkSuback(p *paho.Subscribe, ack *paho.Suback, err error) error {
 	return nil
 }
 
+// granted notes that the subscriptions are granted, and tells what came with them.
 func (s *subscription) granted(l *link, ca *paho.Connack) {
-	g := Granted{
-		ClientID: s.clientID, SessionPresent: ca.SessionPresent, SharedSubscriptions: true,
-		SessionExpiry: time.Duration(s.cfg.expirySeconds()) * time.Second, ReceiveMaximum: 65535,
-		Filters: slices.Clone(s.filters),
+	p := ca.Properties
+	if p == nil {
+		p = &paho.ConnackProperties{SharedSubAvailable: true}
 	}
-	if p := ca.Properties; p != nil {
-		g.SharedSubscriptions = p.SharedSubAvailable
-		if p.SessionExpiryInterval != nil {
-			g.SessionExpiry = time.Duration(*p.SessionExpiryInterval) * time.Second
-		}
-		if p.ReceiveMaximum != nil {
-			g.ReceiveMaximum = *p.ReceiveMaximum
-		}
-		if p.MaximumPacketSize != nil {
-			g.MaximumPacketSize = *p.MaximumPacketSize
-		}
-		if p.ServerKeepAlive != nil {
-			g.ServerKeepAlive = time.Duration(*p.ServerKeepAlive) * time.Second
-		}
+	asked := s.cfg.expirySeconds()
+	g := Granted{
+		ClientID: s.clientID, SessionPresent: ca.SessionPresent, SharedSubscriptions: p.SharedSubAvailable, Filters: s.filters,
+		SessionExpiry:     time.Duration(valueOr(p.SessionExpiryInterval, asked)) * time.Second,
+		ReceiveMaximum:    valueOr(p.ReceiveMaximum, math.MaxUint16),
+		MaximumPacketSize: valueOr(p.MaximumPacketSize, 0),
+		ServerKeepAlive:   time.Duration(valueOr(p.ServerKeepAlive, 0)) * time.Second,
 	}
 	s.mu.Lock()
 	if s.link != l {
@@ -308,13 +292,20 @@ func (s *subscription) granted(l *link, ca *paho.Connack) {
 		"session_expiry", g.SessionExpiry, "receive_maximum", g.ReceiveMaximum, "window", s.cfg.Window,
 		"shared_subscriptions", g.SharedSubscriptions, "maximum_packet_size", g.MaximumPacketSize,
 		"server_keep_alive", g.ServerKeepAlive)
-	if want := time.Duration(s.cfg.expirySeconds()) * time.Second; g.SessionExpiry < want {
+	if want := time.Duration(asked) * time.Second; g.SessionExpiry < want {
 		s.log.Warn("MQTT broker keeps the session for less time than asked: what arrives after that is lost while the platform is down",
 			"asked", want, "granted", g.SessionExpiry)
 	}
 	if s.cfg.OnUp != nil {
 		s.cfg.OnUp(g)
 	}
+}
+
+func valueOr[T any](v *T, d T) T {
+	if v == nil {
+		return d
+	}
+	return *v
 }
 
 func (s *subscription) connectFailed(err error) {
