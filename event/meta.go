@@ -8,5 +8,4 @@ const (
 	MetaEventTime     = "event_time"
 	MetaCorrelationID = "correlation_id"
 	MetaTraceparent   = "traceparent"
-	MetaMQTTTopic     = "mqtt_topic" // the topic that an MQTT message was published on
 )

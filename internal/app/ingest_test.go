@@ -30,8 +30,7 @@ func TestStorageThatHangsIsUnavailable(t *testing.T) {
 	require.NoError(t, err)
 	_, err = hold.Exec(t.Context(), `LOCK TABLE outbox IN EXCLUSIVE MODE`)
 	require.NoError(t, err)
-	in, err := outbox.NewPublisher(db, outbox.PublisherConfig{Wait: 20 * time.Millisecond})
-	require.NoError(t, err)
+	in := outbox.NewPublisher(pool, outbox.PublisherConfig{Wait: 20 * time.Millisecond})
 	t.Cleanup(func() {
 		require.NoError(t, hold.Rollback(context.Background()))
 		require.NoError(t, in.Close())

@@ -2,13 +2,11 @@ package app
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"net/http"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/cornjacket/platform-services/api"
 	"github.com/cornjacket/platform-services/deadletter"
@@ -26,7 +24,6 @@ func (p *platform) ingestionPool() (*pgxpool.Pool, error) {
 // notice of what the database tells it about a writer of its own process.
 type outboxWriter struct {
 	platform *platform
-	db       *sql.DB
 	in       *outbox.Publisher // nil without ingestion
 	flushes  *flushLog
 }
@@ -41,24 +38,20 @@ func (w *outboxWriter) Start(context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.db, w.flushes = stdlib.OpenDBFromPool(pool), &flushLog{what: "outbox", log: p.log, now: p.now}
-	w.in, err = outbox.NewPublisher(w.db, outbox.PublisherConfig{
+	w.flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
+	w.in = outbox.NewPublisher(pool, outbox.PublisherConfig{
 		MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, Wait: p.cfg.IngestTimeout,
 		OnFlush: w.flushes.note, OnCommit: p.wake.events, Quiet: p.wake.leads,
 	})
-	return err
+	return nil
 }
 
 // Stop stores what is left in the queue. Nobody waits for it any longer.
 func (w *outboxWriter) Stop(ctx context.Context) error {
-	var errs []error
-	if w.in != nil {
-		errs = append(errs, w.in.Shutdown(ctx))
+	if w.in == nil {
+		return nil
 	}
-	if w.db != nil {
-		errs = append(errs, w.db.Close())
-	}
-	return errors.Join(errs...)
+	return w.in.Shutdown(ctx)
 }
 
 // check fails while events are refused because too many wait.

@@ -39,7 +39,7 @@ func (b *embeddedBroker) Start(context.Context) error {
 		return err
 	}
 	broker, err := mochi.Listen(mochi.Config{
-		Addr: addr, Username: b.cfg.MQTTUsername, Password: b.cfg.MQTTPassword, Users: users, Log: b.log,
+		Addr: addr, Username: b.cfg.MQTTUsername, Password: b.cfg.MQTTPassword, Users: users, Batch: b.cfg.BatchSize, Log: b.log,
 	})
 	if err != nil {
 		return fmt.Errorf("embedded MQTT broker: %w", err)
@@ -87,7 +87,7 @@ type mqttSource struct {
 func (p *platform) mqttSource() (mqttSource, error) {
 	if p.broker != nil {
 		return mqttSource{
-			p.broker, func() time.Time { return time.Time{} },
+			p.broker, p.broker.Oldest,
 			health.Check{Name: "mqtt", Probe: func(context.Context) (health.Details, error) {
 				return health.Details{"broker": "embedded"}, nil
 			}},
@@ -95,7 +95,7 @@ func (p *platform) mqttSource() (mqttSource, error) {
 	}
 	sub, err := mqtt.NewSubscriber(mqtt.Config{
 		URL: p.cfg.MQTTURL, Username: p.cfg.MQTTUsername, Password: p.cfg.MQTTPassword, ClientID: p.cfg.MQTTClientID, TLS: p.mqttTLS,
-		Window: p.cfg.Window, CloseTimeout: p.cfg.ShutdownTimeout / 3, Log: p.log,
+		Window: p.cfg.Window, Batch: p.cfg.BatchSize, CloseTimeout: p.cfg.ShutdownTimeout / 3, Log: p.log,
 	})
 	if err != nil {
 		return mqttSource{}, fmt.Errorf("MQTT_URL: %w", err)

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/mqtt"
 )
 
@@ -79,15 +80,16 @@ func listen(t *testing.T, addr string) func() (ids map[string]int, topics map[st
 	ids, topics := map[string]int{}, map[string]int{}
 	go func() {
 		for m := range ch {
-			p := event.Properties{EventID: m.Metadata[event.MetaEventID]}
-			_, err := event.ParseMQTT(m.Metadata[event.MetaMQTTTopic], m.Payload, p,
-				event.Origin{Source: "mqtt", Now: time.Now(), NewID: uuid.New})
 			mu.Lock()
-			if err != nil {
-				ids["invalid: "+err.Error()]++
+			for _, r := range batch.From(m).Rest() {
+				p := event.Properties{EventID: r.Header(event.MetaEventID)}
+				_, err := event.ParseMQTT(r.Topic, r.Value, p, event.Origin{Source: "mqtt", Now: time.Now(), NewID: uuid.New})
+				if err != nil {
+					ids["invalid: "+err.Error()]++
+				}
+				ids[p.EventID]++
+				topics[r.Topic]++
 			}
-			ids[p.EventID]++
-			topics[m.Metadata[event.MetaMQTTTopic]]++
 			mu.Unlock()
 			m.Ack()
 		}
@@ -306,8 +308,9 @@ func BenchmarkFleetToSubscriber(b *testing.B) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range b.N {
+		for n := 0; n < b.N; {
 			m := <-ch
+			n += len(batch.From(m).Rest())
 			m.Ack()
 		}
 	}()

@@ -1,16 +1,18 @@
 // Package mochi is the MQTT broker that is built into the dev stack, and the Watermill subscriber that reads from it.
 //
-// The broker calls a hook before it acknowledges what a device publishes. That hook is the subscriber: an event reaches
-// Watermill, and only its Ack lets the device have its PUBACK, which therefore means that the event is stored. A broker
-// and a subscriber connected over the network would promise less, since mochi 2.7.9 acknowledges before its
-// subscribers have the message.
+// The broker calls a hook before it acknowledges what a device publishes. That hook is the subscriber: it takes the event
+// out of the broker's hands, and gives it back for its PUBACK once the batch that it is in has been acked, so that a PUBACK
+// means that the event is stored. A broker and a subscriber connected over the network would promise less, since mochi
+// 2.7.9 acknowledges before its subscribers have the message.
 package mochi
 
 import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,6 +53,8 @@ type Config struct {
 	// Handoff is the longest time that a publish waits for its event to become durable. After that its client is
 	// disconnected, unacknowledged, and sends it again when it is back. Zero means DefaultHandoff.
 	Handoff time.Duration
+	// Batch is the most publishes that are handed out together; 1000 if zero.
+	Batch int
 	// Log takes what is worth a person's attention; the broker's own chatter is at debug level. Nil means slog.Default.
 	Log *slog.Logger
 }
@@ -70,14 +74,14 @@ type Broker struct {
 	log    *slog.Logger
 	ln     *listener
 	server *mqtt.Server
+	passer *mqtt.Client // through which events go to the broker's own subscribers
 
-	mu     sync.Mutex
-	sub    *subscription             // nil while nobody subscribes
-	last   map[string]*delivery      // by client ID: the newest publish with QoS above 0 of each session
-	acking map[*mqtt.Client]struct{} // whose events were taken and are not acknowledged; at most one each
-	acks   sync.WaitGroup            // counts acking
-	closed bool
-	done   chan struct{} // closed once Close has finished
+	mu       sync.Mutex
+	sub      *subscription          // nil while nobody subscribes
+	sessions map[string]*session    // by client ID
+	clients  map[*mqtt.Client]*pipe // whose connection has published
+	closed   bool
+	done     chan struct{} // closed once Close has finished
 }
 
 // Listen starts a broker. It answers clients at once, but takes no events before [Broker.Subscribe].
@@ -87,6 +91,9 @@ func Listen(cfg Config) (*Broker, error) {
 	}
 	if cfg.Handoff == 0 {
 		cfg.Handoff = DefaultHandoff
+	}
+	if cfg.Batch == 0 {
+		cfg.Batch = 1000
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -99,21 +106,23 @@ func Listen(cfg Config) (*Broker, error) {
 		return nil, fmt.Errorf("listen for MQTT on %s: %w", cfg.Addr, err)
 	}
 	b := &Broker{
-		cfg:    cfg,
-		log:    cfg.Log,
-		ln:     &listener{Listener: ln, conns: make(map[*conn]struct{})},
-		last:   make(map[string]*delivery),
-		acking: make(map[*mqtt.Client]struct{}),
-		done:   make(chan struct{}),
+		cfg:      cfg,
+		log:      cfg.Log,
+		ln:       &listener{Listener: ln, conns: make(map[*conn]struct{})},
+		sessions: make(map[string]*session),
+		clients:  make(map[*mqtt.Client]*pipe),
+		done:     make(chan struct{}),
 	}
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumPacketSize = cfg.MaxPacket
+	caps.ReceiveMaximum = maxPipelined
 	caps.Compatibilities.NoInheritedPropertiesOnAck = true // else a PUBACK repeats the properties of the PUBLISH
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities:           caps,
 		Logger:                 slog.New(quiet{cfg.Log.Handler()}),
 		SysTopicResendInterval: sysTopicSeconds,
 	})
+	b.passer = b.server.NewClient(nil, "local", "events", true)
 	if err := b.start(); err != nil {
 		return nil, errors.Join(err, ln.Close())
 	}
@@ -169,7 +178,9 @@ func (b *Broker) sayGoodbye() {
 	said := make(chan struct{})
 	go func() {
 		defer close(said)
-		b.acks.Wait()
+		for _, p := range b.pipes() {
+			p.awaitEmpty()
+		}
 		var clients sync.WaitGroup
 		for _, cl := range b.server.Clients.GetAll() {
 			clients.Go(func() { _ = b.server.DisconnectClient(cl, packets.ErrServerShuttingDown) }) // returns the code
@@ -181,4 +192,10 @@ func (b *Broker) sayGoodbye() {
 	case <-time.After(maxGoodbye):
 	}
 	b.ln.closeConns()
+}
+
+func (b *Broker) pipes() []*pipe {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Values(b.clients))
 }

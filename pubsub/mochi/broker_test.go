@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,12 +14,13 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/mochi"
-	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
 const (
@@ -31,6 +33,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func listen(t *testing.T, cfg mochi.Config) *mochi.Broker {
 	t.Helper()
 	cfg.Addr = "127.0.0.1:0"
+	if cfg.Batch == 0 {
+		cfg.Batch = 1 // so that a message is one publish
+	}
 	cfg.Log = slog.New(slog.DiscardHandler)
 	b, err := mochi.Listen(cfg)
 	require.NoError(t, err)
@@ -57,6 +62,9 @@ func receive(t *testing.T, out <-chan *message.Message) *message.Message {
 	}
 }
 
+// record returns what is first in a batch.
+func record(msg *message.Message) batch.Record { return batch.From(msg).Rest()[0] }
+
 func TestAcknowledgesOnlyWhatIsAcked(t *testing.T) {
 	t.Parallel()
 	b := listen(t, mochi.Config{})
@@ -71,14 +79,15 @@ func TestAcknowledgesOnlyWhatIsAcked(t *testing.T) {
 	msg := receive(t, out)
 	require.Equal(t, `{"value":1}`, string(msg.Payload))
 	require.Equal(t, message.Metadata{
-		event.MetaMQTTTopic: "devices/device-1/events/sensor.reading", event.MetaEventID: "id",
-		event.MetaEventTime: "now", event.MetaCorrelationID: "corr", event.MetaTraceparent: "trace",
+		event.MetaEventID: "id", event.MetaEventTime: "now", event.MetaCorrelationID: "corr", event.MetaTraceparent: "trace",
 	}, msg.Metadata)
-	src, ok := window.SourceFrom(msg.Context())
-	require.True(t, ok)
-	require.Equal(t, window.Source{
-		Topic: "devices/device-1/events/sensor.reading", Partition: -1, Offset: -1, Key: "device-1",
-	}, src)
+	r := record(msg)
+	require.Equal(t, uuid.Version(7), uuid.MustParse(r.ID).Version())
+	require.WithinDuration(t, time.Now(), r.At, soon)
+	require.Equal(t, "devices/device-1/events/sensor.reading", r.Topic)
+	require.Equal(t, "device-1", r.Key)
+	require.Equal(t, []any{int32(-1), int64(-1)}, []any{r.Partition, r.Offset})
+	require.WithinDuration(t, time.Now(), b.Oldest(), soon)
 
 	c.requireNothing()
 	msg.Ack()
@@ -92,12 +101,13 @@ func TestNackRedeliversInOrder(t *testing.T) {
 	c := dial(t, b, "device-1")
 	c.publish(1, "events", `1`)
 	c.publish(2, "events", `2`)
-	for range 3 {
+	first := receive(t, out)
+	before := record(first)
+	require.Equal(t, `1`, string(before.Value))
+	first.Nack()
+	for range 2 {
 		msg := receive(t, out)
-		require.Equal(t, `1`, string(msg.Payload))
-		require.Equal(t, "events", msg.Metadata.Get(event.MetaMQTTTopic))
-		_, ok := window.SourceFrom(msg.Context())
-		require.True(t, ok)
+		require.Equal(t, before, record(msg))
 		msg.Nack()
 	}
 	c.requireNothing()
@@ -140,7 +150,7 @@ func TestOnlyEventTopicsAreHandedOut(t *testing.T) {
 	} {
 		c.publish(uint16(i+1), topic, `{}`)
 		msg := receive(t, out)
-		require.Equal(t, topic, msg.Metadata.Get(event.MetaMQTTTopic))
+		require.Equal(t, topic, record(msg).Topic)
 		msg.Ack()
 		c.requirePuback(uint16(i + 1))
 	}
@@ -201,13 +211,7 @@ func TestSubscriptionsAreGrantedQoS0(t *testing.T) {
 	b := listen(t, mochi.Config{})
 	out := subscribe(t, b)
 	c := dial(t, b, "watcher")
-	sub := packets.NewControlPacket(packets.SUBSCRIBE)
-	p := sub.Content.(*packets.Subscribe)
-	p.PacketID, p.Subscriptions = 1, []packets.SubOptions{{Topic: "devices/#", QoS: 2}}
-	c.write(sub)
-	ack := c.read()
-	require.Equal(t, packets.SUBACK, ack.Type)
-	require.Equal(t, []byte{0}, ack.Content.(*packets.Suback).Reasons)
+	require.Equal(t, []byte{0}, c.subscribe("devices/#"))
 
 	d := dial(t, b, "device-1")
 	d.publish(1, "devices/device-1/events/x.y", `{}`)
@@ -235,8 +239,122 @@ func TestLastWillIsAnEvent(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, nc.Close())
 	msg := receive(t, out)
-	require.Equal(t, "devices/device-1/events/device.gone", msg.Metadata.Get(event.MetaMQTTTopic))
+	require.Equal(t, "devices/device-1/events/device.gone", record(msg).Topic)
 	msg.Ack()
+}
+
+// A client with many publishes in flight has them all in one batch, and its acknowledgements in their order.
+func TestOneClientFillsABatch(t *testing.T) {
+	t.Parallel()
+	const n = 20
+	b := listen(t, mochi.Config{Batch: n})
+	out := subscribe(t, b)
+	watcher := dial(t, b, "watcher")
+	watcher.subscribe("#")
+	c := dial(t, b, "device-1")
+	c.publish(100, "events", `first`)
+	first := receive(t, out)
+	for i := range uint16(n) {
+		c.publish(i+1, "events", fmt.Sprint(i))
+	}
+	c.publish(101, "other", `not an event`) // behind the others
+	c.awaitRead()
+	first.Ack()
+	c.requirePuback(100)
+	msg := receive(t, out)
+	rest := batch.From(msg).Rest()
+	require.Len(t, rest, n)
+	for i, r := range rest {
+		require.Equal(t, fmt.Sprint(i), string(r.Value))
+	}
+	c.requireNothing()
+	batch.From(msg).Done(3)
+	msg.Nack()
+	msg = receive(t, out)
+	require.Equal(t, rest[3:], batch.From(msg).Rest())
+	msg.Ack()
+	for i := range uint16(n) {
+		c.requirePuback(i + 1)
+	}
+	c.requirePuback(101)
+	for _, want := range append([]string{"first"}, numbers(n)...) {
+		require.Equal(t, want, string(watcher.read().Content.(*packets.Publish).Payload), "others get them in order")
+	}
+	require.Equal(t, `not an event`, string(watcher.read().Content.(*packets.Publish).Payload))
+}
+
+func numbers(n int) (all []string) {
+	for i := range n {
+		all = append(all, fmt.Sprint(i))
+	}
+	return all
+}
+
+// What a client repeats after its connection is lost is the same event, be it still on its way, or stored.
+func TestRepeatsOfAPipelineAreTheSameEvents(t *testing.T) {
+	t.Parallel()
+	b := listen(t, mochi.Config{Batch: 3})
+	out := subscribe(t, b)
+	c := dial(t, b, "device-1")
+	c.publish(100, "events", `first`)
+	first := receive(t, out)
+	for i := range uint16(5) {
+		c.publish(i+1, "events", fmt.Sprint(i))
+	}
+	c.awaitRead()
+	require.NoError(t, c.conn.Close())
+	first.Ack()
+	stored := receive(t, out)
+	require.Len(t, batch.From(stored).Rest(), 3)
+	stored.Ack()
+	onItsWay := receive(t, out)
+
+	c = dial(t, b, "device-1")
+	c.publish(100, "events", `first`, duplicate)
+	for i := range uint16(5) {
+		c.publish(i+1, "events", fmt.Sprint(i), duplicate)
+	}
+	c.publish(1, "events", `another with an identifier that is free again`)
+	for _, id := range []uint16{100, 1, 2, 3} {
+		c.requirePuback(id)
+	}
+	c.requireNothing()
+	onItsWay.Ack()
+	c.requirePuback(4)
+	c.requirePuback(5)
+	msg := receive(t, out)
+	require.Len(t, batch.From(msg).Rest(), 1)
+	require.Equal(t, `another with an identifier that is free again`, string(record(msg).Value))
+	msg.Ack()
+	c.requirePuback(1)
+}
+
+// A client of which too much is not acknowledged is not read any further, and loses nothing by it.
+func TestAPipelineIsBounded(t *testing.T) {
+	t.Parallel()
+	const n, size = 40, 64 << 10
+	b := listen(t, mochi.Config{Batch: n})
+	out := subscribe(t, b)
+	c := dial(t, b, "device-1")
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for i := range uint16(n) {
+			c.publish(i+1, "events", strings.Repeat("x", size))
+		}
+	}()
+	total := 0
+	for total < n {
+		msg := receive(t, out)
+		got := len(batch.From(msg).Rest())
+		require.LessOrEqual(t, got, 256<<10/size+1, "the last one waits for room")
+		total += got
+		msg.Ack()
+	}
+	<-written
+	for i := range uint16(n) {
+		c.requirePuback(i + 1)
+	}
 }
 
 func TestListenOnTakenPort(t *testing.T) {
@@ -279,15 +397,17 @@ func TestMQTT311(t *testing.T) {
 func TestManyClients(t *testing.T) {
 	t.Parallel()
 	const clients, each = 50, 200
-	b := listen(t, mochi.Config{})
+	b := listen(t, mochi.Config{Batch: 100})
 	out := subscribe(t, b)
 	got := make(chan map[string][]string, 1)
 	go func() {
 		seen := make(map[string][]string)
-		for range clients * each {
+		for n := 0; n < clients*each; {
 			msg := <-out
-			topic := msg.Metadata.Get(event.MetaMQTTTopic)
-			seen[topic] = append(seen[topic], string(msg.Payload))
+			for _, r := range batch.From(msg).Rest() {
+				seen[r.Topic] = append(seen[r.Topic], string(r.Value))
+				n++
+			}
 			msg.Ack()
 		}
 		got <- seen

@@ -73,6 +73,25 @@ func (c *client) publish(id uint16, topic, payload string, change ...func(*packe
 	c.write(out)
 }
 
+// awaitRead waits until the broker has read all that was sent.
+func (c *client) awaitRead() {
+	c.t.Helper()
+	c.write(packets.NewControlPacket(packets.PINGREQ))
+	require.Equal(c.t, packets.PINGRESP, c.read().Type)
+}
+
+// subscribe asks for QoS 2 and returns what is granted.
+func (c *client) subscribe(filter string) []byte {
+	c.t.Helper()
+	sub := packets.NewControlPacket(packets.SUBSCRIBE)
+	p := sub.Content.(*packets.Subscribe)
+	p.PacketID, p.Subscriptions = 1, []packets.SubOptions{{Topic: filter, QoS: 2}}
+	c.write(sub)
+	ack := c.read()
+	require.Equal(c.t, packets.SUBACK, ack.Type)
+	return ack.Content.(*packets.Suback).Reasons
+}
+
 func duplicate(p *packets.Publish) { p.Duplicate = true }
 
 func (c *client) requirePuback(id uint16) {

@@ -12,27 +12,25 @@ import (
 // FuzzMessage takes in publishes as any device may send them.
 func FuzzMessage(f *testing.F) {
 	f.Add("devices/a/events/a.b", []byte(`{}`), event.MetaEventID, "1", event.MetaEventID, "2")
-	f.Add("events", []byte(nil), event.MetaMQTTTopic, "other", event.MetaTraceparent, "")
+	f.Add("events", []byte(nil), "mqtt_topic", "other", event.MetaTraceparent, "")
 	f.Add("devices//events/", []byte("\xff"), "", "", "\x00", "\xff")
 	f.Fuzz(func(t *testing.T, topic string, body []byte, key1, value1, key2, value2 string) {
 		pk := packets.Packet{TopicName: topic, Payload: body}
 		pk.Properties.User = []packets.UserProperty{{Key: key1, Val: value1}, {Key: key2, Val: value2}}
-		m := newMessage(pk)
-		require.NotEmpty(t, m.UUID)
-		require.Equal(t, topic, m.Metadata.Get(event.MetaMQTTTopic), "no property stands for the topic")
-		require.Equal(t, string(body), string(m.Payload))
-		for key, value := range m.Metadata {
-			switch key {
-			case event.MetaMQTTTopic:
+		r := newRecord(pk)
+		require.NotEmpty(t, r.ID)
+		require.Equal(t, topic, r.Topic, "no property stands for the topic")
+		require.Equal(t, string(body), string(r.Value))
+		for _, h := range r.Headers {
+			switch h.Key {
 			case event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent:
-				require.Contains(t, []string{value1, value2}, value)
-				if key1 == key && value1 != "" {
-					require.Equal(t, value1, value, "of a property given twice the first counts")
+				require.Contains(t, []string{value1, value2}, h.Value)
+				if key1 == h.Key && value1 != "" {
+					require.Equal(t, value1, r.Header(h.Key), "of a property given twice the first counts")
 				}
 			default:
-				require.Fail(t, "a property that is not honoured has got in", key)
+				require.Fail(t, "a property that is not honoured has got in", h.Key)
 			}
 		}
-		require.Equal(t, topic, source(topic).Topic)
 	})
 }

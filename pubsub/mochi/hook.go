@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -19,11 +18,11 @@ type hook struct {
 // ID returns the name of the hook.
 func (h *hook) ID() string { return "events" }
 
-// Provides tells which methods the hook has.
+// Provides reports which methods the hook has.
 func (h *hook) Provides(method byte) bool {
 	return bytes.IndexByte([]byte{
 		mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnPacketEncode, mqtt.OnSubscribe,
-		mqtt.OnPublish, mqtt.OnPacketProcessed, mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnClientExpired,
+		mqtt.OnPublish, mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnClientExpired,
 	}, method) >= 0
 }
 
@@ -51,36 +50,27 @@ func (h *hook) OnSubscribe(_ *mqtt.Client, pk packets.Packet) packets.Packet {
 	return pk
 }
 
-// OnPublish is called before a publish is acknowledged, on the one goroutine that reads from its client: waiting here
-// keeps a client's events in order and makes it slow down. It returns without an error only when the event is
-// durable, which lets mochi acknowledge. Else the client is disconnected and mochi told to drop the packet: a negative
-// acknowledgement would tell an MQTT 5 client never to send it again, and 3.1.1 does not know any.
+// OnPublish is called before a publish is acknowledged, on the one goroutine that reads from its client. It takes events
+// out of mochi's hands, and whatever else comes from the client behind them, since acknowledgements keep the order of
+// publishes; see [Broker.finish]. Waiting here makes a client slow down. Publishes with QoS 2 stay mochi's, which has a
+// state of theirs: their client waits until they are stored.
 func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
-	if !isEvent(pk.TopicName) {
+	if cl.Net.Inline { // it is back
+		pk.Origin = pk.Connect.ClientIdentifier
 		return pk, nil
 	}
-	d, ok := h.b.take(cl, pk, true)
-	if !ok {
-		return pk, h.refuse(cl, pk, packets.ErrServerShuttingDown, "no subscriber")
+	d := settledDelivery(true)
+	if isEvent(pk.TopicName) {
+		d = h.b.take(cl, pk)
 	}
-	patience := time.NewTimer(h.b.cfg.Handoff)
-	defer patience.Stop()
-	select {
-	case <-d.done:
-	case <-patience.C:
-		return pk, h.refuse(cl, pk, packets.ErrServerBusy, "not stored in time")
+	if pk.FixedHeader.Qos < 2 && h.b.pipe(cl).push(pk, d) {
+		return pk, packets.ErrRejectPacket
 	}
-	if d.err != nil {
-		return pk, h.refuse(cl, pk, packets.ErrServerShuttingDown, "stopping")
+	if code, why := d.await(h.b.cfg.Handoff); why != "" {
+		h.b.refuse(cl, pk, code, why)
+		return pk, packets.ErrRejectPacket
 	}
 	return pk, nil
-}
-
-// OnPacketProcessed is called after mochi has acknowledged a publish, or has been told not to.
-func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, _ error) {
-	if pk.FixedHeader.Type == packets.Publish {
-		h.b.acknowledged(cl)
-	}
 }
 
 // OnWillSent is called with the last will of a client that vanished, which mochi does not show to OnPublish. Nobody
@@ -90,13 +80,14 @@ func (h *hook) OnWillSent(cl *mqtt.Client, pk packets.Packet) {
 		return
 	}
 	pk.FixedHeader.Qos = 0 // it has no packet ID under which it could come again
-	if _, ok := h.b.take(cl, pk, false); !ok {
+	if d := h.b.take(cl, pk); d.isSettled() && !d.stored {
 		h.b.log.Warn("last will was not stored: no subscriber", "client", cl.ID, "topic", pk.TopicName)
 	}
 }
 
-// OnDisconnect forgets a session that ends with its connection.
+// OnDisconnect forgets a connection, and a session that ends with it.
 func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
+	h.b.disconnected(cl)
 	if expire && !cl.IsTakenOver() {
 		h.b.forget(cl.ID)
 	}
@@ -104,17 +95,6 @@ func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
 
 // OnClientExpired forgets a session that was kept and has run out.
 func (h *hook) OnClientExpired(cl *mqtt.Client) { h.b.forget(cl.ID) }
-
-// refuse drops a client without acknowledging its publish and returns the error that keeps mochi from doing so.
-func (h *hook) refuse(cl *mqtt.Client, pk packets.Packet, code packets.Code, why string) error {
-	h.b.log.Debug("publish not acknowledged, client disconnected", "reason", why, "client", cl.ID, "topic", pk.TopicName)
-	if cl.Properties.ProtocolVersion == 5 {
-		_ = h.b.server.DisconnectClient(cl, code) // returns the code
-	} else {
-		cl.Stop(code) // 3.1.1 has no DISCONNECT from the server
-	}
-	return packets.ErrRejectPacket
-}
 
 // quiet passes errors on and turns the rest to debug: mochi warns of each client that goes without a goodbye.
 type quiet struct{ slog.Handler }

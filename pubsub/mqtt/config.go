@@ -1,9 +1,8 @@
 // Package mqtt reads events from an MQTT 5 broker as a Watermill subscriber.
 //
 // The broker keeps a persistent session for the subscriber and holds in it what the subscriber has not acknowledged.
-// A PUBACK is sent only once the message, and every message before it on the same connection, has been acked by its
-// handler, so that a crash at any moment repeats messages and never loses one. Delivery is at least once; messages
-// with the same aggregate keep their order.
+// Messages are handed out in batches, in the order in which they came. A PUBACK is sent only once the batch has been
+// acked by its handler, so that a crash at any moment repeats messages and never loses one. Delivery is at least once.
 package mqtt
 
 import (
@@ -38,10 +37,13 @@ type Config struct {
 	Group string
 	// Topics are the topic filters that [AllTopics] stands for; devices/+/events/# and events if empty.
 	Topics []string
-	// Window is the most messages that may be unacknowledged at once, the MQTT receive maximum: 1–65535, 1000 if zero.
+	// Window is the most messages that may be unacknowledged at once, the MQTT receive maximum: 1–65535, 2000 if zero.
+	// With twice as many as a batch has, one gathers while another is handled.
 	Window int
-	// Buffer is about how many bytes of messages may wait in memory to be handed out; 4 MiB if zero. Beyond that nothing
-	// is read from the broker until there is room again. What is handed out, and not acknowledged, is bounded besides.
+	// Batch is the most messages that are handed out together; 1000 if zero.
+	Batch int
+	// Buffer is about how many bytes of messages may wait in memory to be handed out, and how many are handed out
+	// together; 4 MiB if zero. Beyond that nothing is read from the broker until half of it is free again.
 	Buffer int
 	// QoS0Buffer is about how many bytes of messages with QoS 0 may wait in memory for a handler; 16 MiB if zero. The
 	// window holds the broker back for QoS 1 only. QoS 0 promises at most once, and what comes on top is dropped and
@@ -86,11 +88,13 @@ func (c Config) withDefaults() (Config, *url.URL, error) {
 	if !slices.Contains([]string{"mqtt", "tcp", "mqtts", "ssl", "tls", "ws", "wss"}, strings.ToLower(u.Scheme)) || u.Host == "" {
 		return c, nil, fmt.Errorf("MQTT URL must be mqtt://host:port, or mqtts, tcp, ssl, tls, ws or wss, is %q", u.Redacted())
 	}
-	if c.Window == 0 {
-		c.Window = 1000
-	}
+	setDefault(&c.Window, 2000)
+	setDefault(&c.Batch, 1000)
 	if c.Window < 1 || c.Window > math.MaxUint16 {
 		return c, nil, fmt.Errorf("MQTT window must be 1–65535, is %d", c.Window)
+	}
+	if c.Batch < 0 {
+		return c, nil, fmt.Errorf("MQTT batch must be positive, is %d", c.Batch)
 	}
 	if c.SessionExpiry < 0 {
 		return c, nil, fmt.Errorf("MQTT session expiry must not be negative, is %s", c.SessionExpiry)

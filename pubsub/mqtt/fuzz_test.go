@@ -12,29 +12,27 @@ import (
 // FuzzMessage takes in publishes as any device may send them.
 func FuzzMessage(f *testing.F) {
 	f.Add("devices/a/events/a.b", []byte(`{}`), event.MetaEventID, "1", event.MetaEventID, "2")
-	f.Add("events", []byte(nil), event.MetaMQTTTopic, "other", event.MetaTraceparent, "")
+	f.Add("events", []byte(nil), "mqtt_topic", "other", event.MetaTraceparent, "")
 	f.Add("devices//events/", []byte("\xff"), "", "", "\x00", "\xff")
 	f.Fuzz(func(t *testing.T, topic string, body []byte, key1, value1, key2, value2 string) {
 		p := &paho.Publish{Topic: topic, Payload: body, QoS: 1, Properties: &paho.PublishProperties{}}
 		p.Properties.User.Add(key1, value1)
 		p.Properties.User.Add(key2, value2)
-		m := newMessage(p)
-		require.NotEmpty(t, m.UUID)
-		require.Equal(t, topic, m.Metadata.Get(event.MetaMQTTTopic), "no property stands for the topic")
-		require.Equal(t, string(body), string(m.Payload))
-		for key, value := range m.Metadata {
-			switch key {
-			case event.MetaMQTTTopic:
+		r := newArrival(nil, p).record
+		require.NotEmpty(t, r.ID)
+		require.Equal(t, topic, r.Topic, "no property stands for the topic")
+		require.Equal(t, string(body), string(r.Value))
+		for _, h := range r.Headers {
+			switch h.Key {
 			case event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent:
-				require.Contains(t, []string{value1, value2}, value)
-				if key1 == key && value1 != "" {
-					require.Equal(t, value1, value, "of a property given twice the first counts")
+				require.Contains(t, []string{value1, value2}, h.Value)
+				if key1 == h.Key && value1 != "" {
+					require.Equal(t, value1, r.Header(h.Key), "of a property given twice the first counts")
 				}
 			default:
-				require.Fail(t, "a property that is not honoured has got in", key)
+				require.Fail(t, "a property that is not honoured has got in", h.Key)
 			}
 		}
-		require.NotPanics(t, func() { _ = orderKey(topic) })
-		require.NotEmpty(t, newMessage(&paho.Publish{Topic: topic}).UUID, "MQTT 3.1.1 has no properties")
+		require.NotEmpty(t, newArrival(nil, &paho.Publish{Topic: topic}).record.ID, "MQTT 3.1.1 has no properties")
 	})
 }

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	pingEvery = 2 * time.Second  // silence after which a sign of life is asked for
+	pingEvery = 2 * time.Second  // how often a sign of life is asked for
 	silentFor = 4 * time.Second  // silence that makes the connection count as down for health
 	deadAfter = 15 * time.Second // silence that ends the connection
 )
@@ -20,8 +20,8 @@ const (
 // pinger keeps two times apart: health must show a broker that hangs within seconds, but dropping a connection makes
 // the broker repeat what is in flight, so a busy machine gets longer before that.
 type pinger struct {
-	heard, sent atomic.Int64 // Unix nanoseconds
-	paused      atomic.Bool  // we are not listening
+	heard  atomic.Int64 // Unix nanoseconds
+	paused atomic.Bool  // we are not listening
 }
 
 // Run pings until ctx ends, or returns an error when the broker has been silent for too long.
@@ -31,42 +31,23 @@ func (p *pinger) Run(ctx context.Context, conn net.Conn, keepAliveSeconds uint16
 		interval = min(interval, limit)
 	}
 	p.PacketReceived()
-	p.PacketSent()
-	timer := time.NewTimer(interval)
-	defer timer.Stop()
-	failed := make(chan error, 1)
-	writing := make(chan struct{}, 1)
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-failed:
-			return fmt.Errorf("send PINGREQ: %w", err)
-		case <-timer.C:
+		case <-ticker.C:
 		}
 		if silence := p.silence(); silence >= deadAfter {
 			return fmt.Errorf("broker has been silent for %s", silence.Round(time.Millisecond))
 		}
-		next := interval - time.Since(time.Unix(0, min(p.heard.Load(), p.sent.Load())))
-		if next > 0 {
-			timer.Reset(next)
-			continue
+		// A broker that no longer reads blocks the write, and those of others, until the deadline.
+		if err := conn.SetWriteDeadline(time.Now().Add(deadAfter)); err != nil {
+			return fmt.Errorf("send PINGREQ: %w", err)
 		}
-		timer.Reset(interval)
-		select {
-		case writing <- struct{}{}:
-			go func() { // the write blocks when the broker no longer reads; closing the connection ends it
-				defer func() { <-writing }()
-				if _, err := packets.NewControlPacket(packets.PINGREQ).WriteTo(conn); err != nil {
-					select {
-					case failed <- err:
-					default:
-					}
-					return
-				}
-				p.PacketSent()
-			}()
-		default:
+		if _, err := packets.NewControlPacket(packets.PINGREQ).WriteTo(conn); err != nil {
+			return fmt.Errorf("send PINGREQ: %w", err)
 		}
 	}
 }
@@ -85,7 +66,7 @@ func (p *pinger) pause(on bool) {
 	p.paused.Store(on)
 }
 
-func (p *pinger) PacketSent()         { p.sent.Store(time.Now().UnixNano()) }
+func (p *pinger) PacketSent()         {}
 func (p *pinger) PacketReceived()     { p.heard.Store(time.Now().UnixNano()) }
 func (p *pinger) PingResp()           {}
 func (p *pinger) SetDebug(log.Logger) {}

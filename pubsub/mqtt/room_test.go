@@ -23,15 +23,15 @@ func TestSlowHandlerStopsReading(t *testing.T) {
 	for i := range n {
 		p.publish(topic1, body(i))
 	}
-	session := s.subs[s.clientID(AllTopics)]
+	session := s.session()
 	paused := func() bool { return session.pinger.paused.Load() }
 	held := func() int {
-		session.mu.Lock()
-		defer session.mu.Unlock()
-		session.link.mu.Lock()
-		defer session.link.mu.Unlock()
-		return session.link.held
+		session.inbox.mu.Lock()
+		defer session.inbox.mu.Unlock()
+		return session.inbox.held
 	}
+	m := s.next() // and it takes its time
+	first := len(values(m))
 	require.Eventually(t, paused, wait, 10*time.Millisecond)
 	// Long enough for pings to be missed.
 	require.Never(t, func() bool { return !s.Connected() || held() > buffer }, silentFor+time.Second, 50*time.Millisecond)
@@ -40,11 +40,17 @@ func TestSlowHandlerStopsReading(t *testing.T) {
 	line.cut()
 	s.waitUp()
 	require.Eventually(t, paused, wait, 10*time.Millisecond)
-	for i := range n {
+	m.Nack() // its connection is gone
+	var all []string
+	for len(all) < n {
 		m := s.next()
-		require.Equal(t, body(i), string(m.Payload))
+		all = append(all, values(m)...)
 		m.Ack()
 	}
+	for i := range all {
+		require.Equal(t, body(i), all[i])
+	}
+	require.Less(t, first, n)
 	require.False(t, paused())
 	require.Equal(t, 2, line.accepted())
 }

@@ -12,13 +12,12 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/eclipse/paho.golang/paho"
 )
 
 // ErrClosed says that the subscriber has been closed.
 var ErrClosed = errors.New("MQTT subscriber is closed")
 
-// Subscriber is a windowed Watermill subscriber. Its methods may be called concurrently.
+// Subscriber is a Watermill subscriber that hands out batches. Its methods may be called concurrently.
 type Subscriber struct {
 	cfg Config
 	url *url.URL
@@ -30,10 +29,7 @@ type Subscriber struct {
 	subs   map[string]*subscription // by client ID
 }
 
-var (
-	_ message.Subscriber           = (*Subscriber)(nil)
-	_ message.SubscribeInitializer = (*Subscriber)(nil)
-)
+var _ message.Subscriber = (*Subscriber)(nil)
 
 // NewSubscriber returns a subscriber that connects when [Subscriber.Subscribe] is called. The error is about cfg.
 func NewSubscriber(cfg Config) (*Subscriber, error) {
@@ -47,10 +43,10 @@ func NewSubscriber(cfg Config) (*Subscriber, error) {
 // Subscribe hands out what is published on a topic: [AllTopics], or one MQTT topic filter. It returns at once and
 // connects, and connects again, in the background, for as long as it takes.
 //
-// Many messages may be in flight at once; a message that is nacked is handed out again. Each carries its
-// [window.Source] and its turn among those of its aggregate. When ctx ends, or on Close, nothing more is handed out;
-// what is in flight may still be acked for [Config.CloseTimeout], then the channel is closed and the contexts of the
-// messages end. The session stays on the broker and gathers what is published meanwhile.
+// Each Watermill message is a [batch.Batch] of what has come in, and comes after the one before is done; what is left of
+// one that is nacked is handed out again. When ctx ends, or on Close, nothing more is handed out; what is in flight may
+// still be acked for [Config.CloseTimeout], then the channel is closed and the context of the message ends. The session
+// stays on the broker and gathers what is published meanwhile.
 //
 // Each subscription is a session of its own: AllTopics has the configured client ID, others add their topic to it. A
 // second subscription to the same topic at the same time adds a number, and shares the messages with the first.
@@ -71,7 +67,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	sub := &subscription{
 		cfg: &s.cfg, url: s.url, clientID: id, filters: s.filters(topic),
 		log:     s.cfg.Log.With("client_id", id),
-		out:     make(chan *message.Message),
+		ended:   make(chan struct{}),
 		stopped: make(chan struct{}),
 		dropped: &s.dropped,
 		release: func() {
@@ -91,44 +87,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		case <-sub.stopped:
 		}
 	}()
-	return sub.out, nil
-}
-
-// SubscribeInitialize makes sure that the session of a topic exists on the broker, so that what is published before
-// the first Subscribe is kept for it.
-func (s *Subscriber) SubscribeInitialize(topic string) error {
-	if isWebsocket(s.url) {
-		return errors.New("initialize MQTT session: not possible over a websocket, subscribe instead")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*s.cfg.ConnectTimeout)
-	defer cancel()
-	conn, err := Dial(ctx, s.url, s.cfg.TLS, s.cfg.ConnectTimeout)
-	if err != nil {
-		return fmt.Errorf("initialize MQTT session: %w", err)
-	}
-	client := paho.NewClient(paho.ClientConfig{
-		Conn: conn, PacketTimeout: s.cfg.ConnectTimeout,
-		EnableManualAcknowledgment: true, // and none is given: what arrives now is repeated to the subscription
-		OnPublishReceived:          []func(paho.PublishReceived) (bool, error){func(paho.PublishReceived) (bool, error) { return true, nil }},
-	})
-	expiry := s.cfg.expirySeconds()
-	connect := &paho.Connect{
-		ClientID: s.clientID(topic), KeepAlive: uint16(keepAlive / time.Second),
-		Username: s.cfg.Username, UsernameFlag: s.cfg.Username != "",
-		Password: []byte(s.cfg.Password), PasswordFlag: s.cfg.Password != "",
-		Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry},
-	}
-	if _, err := client.Connect(ctx, connect); err != nil {
-		return fmt.Errorf("initialize MQTT session: %w", err)
-	}
-	packet := subscribePacket(s.filters(topic))
-	ack, err := client.Subscribe(ctx, packet)
-	err = checkSuback(packet, ack, err)
-	_ = client.Disconnect(&paho.Disconnect{}) // a courtesy: the broker has answered already
-	if err != nil {
-		return fmt.Errorf("initialize MQTT session: %w", err)
-	}
-	return nil
+	return sub.sender.Out(), nil
 }
 
 // Close stops all subscriptions as the end of their contexts would, and waits until they have.
@@ -144,7 +103,7 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
-// Connected tells whether there is a subscription and each is granted and has heard of the broker within seconds.
+// Connected reports whether there is a subscription and each is granted and has heard of the broker within seconds.
 func (s *Subscriber) Connected() bool {
 	subs := s.all()
 	return len(subs) > 0 && !slices.ContainsFunc(subs, func(sub *subscription) bool { return !sub.healthy() })
@@ -169,11 +128,13 @@ func (s *Subscriber) LastError() error {
 	return nil
 }
 
-// Oldest returns when the oldest message in flight was handed out, zero if none is.
+// Oldest returns since when the oldest batch in flight has been handed out, zero if none is.
 func (s *Subscriber) Oldest() time.Time {
 	var oldest time.Time
 	for _, sub := range s.all() {
-		oldest = earlier(oldest, sub.oldest())
+		if at := sub.sender.Oldest(); oldest.IsZero() || !at.IsZero() && at.Before(oldest) {
+			oldest = at
+		}
 	}
 	return oldest
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -12,10 +13,11 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/eclipse/paho.golang/paho"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
-	"github.com/cornjacket/platform-services/pubsub/window"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 const topic1 = "devices/device-001/events/sensor.reading"
@@ -67,21 +69,56 @@ func (s *testSub) next() *message.Message {
 	}
 }
 
-func (s *testSub) take(n int) []*message.Message {
+// gathered publishes bodies while a batch is in flight, acks that, and returns the next one, which has all of them.
+func (s *testSub) gathered(p *publisher, bodies ...string) *message.Message {
 	s.t.Helper()
-	msgs := make([]*message.Message, n)
-	for i := range msgs {
-		msgs[i] = s.next()
+	p.publish(topic1, "first")
+	first := s.next()
+	require.Equal(s.t, []string{"first"}, values(first))
+	for _, body := range bodies {
+		p.publish(topic1, body)
 	}
-	return msgs
+	s.awaitWaiting(len(bodies))
+	first.Ack()
+	m := s.next()
+	require.Equal(s.t, bodies, values(m))
+	return m
 }
 
-func bodies(msgs []*message.Message) []string {
-	out := make([]string, len(msgs))
-	for i, m := range msgs {
-		out[i] = string(m.Payload)
+func (s *testSub) session() *subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.subs[s.clientID(AllTopics)]
+}
+
+// awaitWaiting returns once n messages have been received and not handed out.
+func (s *testSub) awaitWaiting(n int) {
+	s.t.Helper()
+	in := s.session().inbox
+	require.Eventually(s.t, func() bool {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		return len(in.waiting) == n
+	}, wait, time.Millisecond)
+}
+
+// collect acks batches until n messages have come.
+func (s *testSub) collect(n int) (all []string) {
+	s.t.Helper()
+	for len(all) < n {
+		m := s.next()
+		all = append(all, values(m)...)
+		m.Ack()
 	}
-	return out
+	return all
+}
+
+// values returns the bodies of what is left of a batch.
+func values(m *message.Message) (all []string) {
+	for _, r := range batch.From(m).Rest() {
+		all = append(all, string(r.Value))
+	}
+	return all
 }
 
 func numbers(from, to int) []string {
@@ -120,15 +157,19 @@ func TestDelivers(t *testing.T) {
 	require.NoError(t, s.LastError())
 
 	p := newPublisher(t, b)
-	p.publish(topic1, `{"value":1}`, "event_id", "e", "event_time", "t", "correlation_id", "c", "traceparent", "tp", "secret", "x")
+	p.publish(topic1, `{"value":1}`, "event_id", "e", "event_time", "t", "correlation_id", "c", "traceparent", "tp", "secret", "x", "event_id", "2")
 	m := s.next()
 	require.Equal(t, `{"value":1}`, string(m.Payload))
-	require.Equal(t, message.Metadata{event.MetaMQTTTopic: topic1, event.MetaEventID: "e", event.MetaEventTime: "t",
+	require.Equal(t, message.Metadata{event.MetaEventID: "e", event.MetaEventTime: "t",
 		event.MetaCorrelationID: "c", event.MetaTraceparent: "tp"}, m.Metadata)
-	src, ok := window.SourceFrom(m.Context())
-	require.True(t, ok)
-	require.Equal(t, window.Source{Topic: topic1, Partition: -1, Offset: -1, Key: "device-001"}, src)
-	require.NotNil(t, window.TurnFrom(m.Context()))
+	require.Len(t, batch.From(m).Rest(), 1)
+	r := batch.From(m).Rest()[0]
+	require.Equal(t, uuid.Version(7), uuid.MustParse(r.ID).Version())
+	require.WithinDuration(t, time.Now(), r.At, wait)
+	r.ID, r.At = "", time.Time{}
+	require.Equal(t, batch.Record{Topic: topic1, Partition: -1, Offset: -1, Key: "device-001", Value: []byte(`{"value":1}`), Headers: []batch.Header{
+		{Key: event.MetaEventID, Value: "e"}, {Key: event.MetaEventTime, Value: "t"}, {Key: event.MetaCorrelationID, Value: "c"}, {Key: event.MetaTraceparent, Value: "tp"},
+	}}, r)
 	require.WithinDuration(t, time.Now(), s.Oldest(), wait)
 	m.Ack()
 	require.Eventually(t, func() bool { return s.Oldest().IsZero() }, wait, time.Millisecond)
@@ -140,26 +181,56 @@ func TestDelivers(t *testing.T) {
 
 	p.publish("events", `{}`)
 	m = s.next()
-	src, _ = window.SourceFrom(m.Context())
-	require.Equal(t, "events", src.Key)
+	require.Equal(t, "events", batch.From(m).Rest()[0].Key)
 	m.Ack()
 	shut(s)
 	require.False(t, s.Connected())
-	_, ok = <-s.ch
+	_, ok := <-s.ch
 	require.False(t, ok)
 	nothingLeft(t, b.url(), p)
 }
 
-func TestNackedIsHandedOutAgain(t *testing.T) {
+func TestNackedIsHandedOutAgainAsTheSame(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, "")
 	s := subscribe(t, b.url())
 	s.waitUp()
-	newPublisher(t, b).publish(topic1, "1")
-	s.next().Nack()
-	m := s.next()
-	require.Equal(t, "1", string(m.Payload))
+	m := s.gathered(newPublisher(t, b), numbers(0, 5)...)
+	before := batch.From(m).Rest()
+	batch.From(m).Done(2)
+	m.Nack()
+	m = s.next()
+	require.Equal(t, before[2:], batch.From(m).Rest(), "with the same IDs and times, without those that are done")
 	m.Ack()
+}
+
+func TestBatchesAreBounded(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, "")
+	s := subscribe(t, b.url(), func(c *Config) { c.Batch, c.Buffer = 4, 100_000 })
+	s.waitUp()
+	p := newPublisher(t, b)
+	p.publish(topic1, "first")
+	m := s.next()
+	big := strings.Repeat("x", 40_000)
+	for _, body := range []string{"1", "2", "3", "4", "5", big, big} {
+		p.publish(topic1, body)
+	}
+	s.awaitWaiting(7)
+	m.Ack()
+	for _, want := range [][]string{numbers(1, 5), {"5", big, big}} {
+		m = s.next()
+		require.Equal(t, want, values(m))
+		m.Ack()
+	}
+	p.publish(topic1, "6")
+	m = s.next()
+	for range 3 {
+		p.publish(topic1, big) // the third has to wait for room
+	}
+	s.awaitWaiting(2)
+	m.Ack()
+	require.Equal(t, []string{big, big, big}, s.collect(3))
 }
 
 func TestAcknowledgesOnlyThePrefix(t *testing.T) {
@@ -168,48 +239,35 @@ func TestAcknowledgesOnlyThePrefix(t *testing.T) {
 	s := subscribe(t, b.url(), func(c *Config) { c.CloseTimeout = 100 * time.Millisecond })
 	s.waitUp()
 	p := newPublisher(t, b)
-	for _, n := range numbers(0, 10) {
-		p.publish(topic1, n)
-	}
-	msgs := s.take(10)
-	require.Equal(t, numbers(0, 10), bodies(msgs))
-	for i, m := range msgs {
-		if i != 3 {
-			m.Ack()
-		}
-	}
+	m := s.gathered(p, numbers(0, 10)...)
+	batch.From(m).Done(3)
+	m.Nack()
+	require.Equal(t, numbers(3, 10), values(s.next())) // and never answered
 	shut(s)
 	again := subscribe(t, b.url())
 	require.True(t, again.waitUp().SessionPresent)
-	msgs = again.take(7)
-	require.Equal(t, numbers(3, 10), bodies(msgs))
-	for _, m := range msgs {
-		m.Ack()
-	}
+	require.Equal(t, numbers(3, 10), again.collect(7))
 	shut(again)
 	nothingLeft(t, b.url(), p)
 }
 
-// TestCloseWaitsForAcks acks from another goroutine while Close waits, with one message refused at the end.
+// TestCloseWaitsForAcks acks from another goroutine while Close waits, or refuses what is left of a batch.
 func TestCloseWaitsForAcks(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, "")
 	p := newPublisher(t, b)
-	for round := range 5 {
+	for round := range 4 {
 		s := subscribe(t, b.url())
 		s.waitUp()
-		for _, n := range numbers(0, 50) {
-			p.publish(topic1, n)
-		}
-		msgs := s.take(50)
+		m := s.gathered(p, numbers(0, 50)...)
+		intake := s.session().intake
 		go func() {
-			for _, m := range msgs[:49] {
-				m.Ack()
-			}
+			<-intake.Done()
 			if round%2 == 0 {
-				msgs[49].Ack()
+				m.Ack()
 			} else {
-				msgs[49].Nack()
+				batch.From(m).Done(49)
+				m.Nack()
 			}
 		}()
 		begin := time.Now()
@@ -217,9 +275,7 @@ func TestCloseWaitsForAcks(t *testing.T) {
 		require.Less(t, time.Since(begin), 4*time.Second)
 		if round%2 == 1 {
 			s = subscribe(t, b.url())
-			m := s.next()
-			require.Equal(t, "49", string(m.Payload))
-			m.Ack()
+			require.Equal(t, []string{"49"}, s.collect(1))
 			shut(s)
 		}
 		nothingLeft(t, b.url(), p)
@@ -229,132 +285,115 @@ func TestCloseWaitsForAcks(t *testing.T) {
 func TestCloseLeavesTheRestToTheSession(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, "")
-	s := subscribe(t, b.url(), func(c *Config) { c.Window = 20 })
+	s := subscribe(t, b.url(), func(c *Config) { c.Window, c.Batch = 20, 5 })
 	s.waitUp()
 	p := newPublisher(t, b)
-	for _, n := range numbers(0, 200) {
+	m := s.gathered(p, numbers(0, 5)...)
+	for _, n := range numbers(5, 200) {
 		p.publish(topic1, n)
 	}
-	for _, m := range s.take(5) {
+	intake := s.session().intake
+	go func() {
+		<-intake.Done()
 		m.Ack()
-	}
+	}()
 	shut(s)
 	p.publish(topic1, "200") // while it is away
 	again := subscribe(t, b.url())
-	for _, want := range numbers(5, 201) {
-		m := again.next()
-		require.Equal(t, want, string(m.Payload))
-		m.Ack()
-	}
+	require.Equal(t, numbers(5, 201), again.collect(196))
 	shut(again)
 	nothingLeft(t, b.url(), p)
 }
 
+// What waits gathers no longer than until the broker sends no more.
 func TestWindowHoldsTheBrokerBack(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, "")
 	s := subscribe(t, b.url(), func(c *Config) { c.Window = 10; c.CloseTimeout = 100 * time.Millisecond })
 	s.waitUp()
 	p := newPublisher(t, b)
-	for _, n := range numbers(0, 50) {
+	p.publish(topic1, "0")
+	m := s.next()
+	for _, n := range numbers(1, 50) {
 		p.publish(topic1, n)
 	}
-	msgs := s.take(10)
-	select {
-	case <-s.ch:
-		require.Fail(t, "more than the window was handed out")
-	case <-time.After(200 * time.Millisecond): // nothing can be waited for
-	}
-	for i := range 40 {
-		msgs[i].Ack()
-		msgs = append(msgs, s.next())
-	}
-	require.Equal(t, numbers(0, 50), bodies(msgs))
+	s.awaitWaiting(9)
+	require.Never(t, func() bool {
+		in := s.session().inbox
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		return len(in.waiting) > 9
+	}, 200*time.Millisecond, 10*time.Millisecond)
+	m.Ack()
+	require.Equal(t, numbers(1, 50), s.collect(49))
 }
 
+// Whatever a handler makes of a batch whose connection is lost: what the broker repeats comes after it is settled, once,
+// and as the same messages.
 func TestLostConnectionRepeatsInOrderOnceTheOldIsSettled(t *testing.T) {
 	t.Parallel()
-	b := newBroker(t, "")
-	line := newProxy(t, b.addr())
-	downs := make(chan error, 10)
-	s := subscribe(t, line.url(), func(c *Config) { c.OnDown = func(err error) { downs <- err } })
-	s.waitUp()
-	p := newPublisher(t, b)
-	for _, n := range numbers(0, 6) {
-		p.publish(topic1, n)
+	for name, settle := range map[string]func(*message.Message) bool{
+		"acked":  (*message.Message).Ack,
+		"nacked": (*message.Message).Nack,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBroker(t, "")
+			line := newProxy(t, b.addr())
+			downs := make(chan error, 10)
+			s := subscribe(t, line.url(), func(c *Config) { c.OnDown = func(err error) { downs <- err } })
+			s.waitUp()
+			p := newPublisher(t, b)
+			old := s.gathered(p, numbers(0, 6)...)
+			before := batch.From(old).Rest()
+			p.publish(topic1, "6")
+			s.awaitWaiting(1)
+			line.cut()
+			require.True(t, s.waitUp().SessionPresent)
+			require.Equal(t, 2, line.accepted())
+			s.awaitWaiting(7)
+			select {
+			case <-s.ch:
+				require.Fail(t, "handed out while a batch of the old connection was still in flight")
+			case <-time.After(200 * time.Millisecond):
+			}
+			require.NoError(t, old.Context().Err())
+			settle(old)
+			m := s.next()
+			require.Equal(t, numbers(0, 7), values(m))
+			require.Equal(t, before, batch.From(m).Rest()[:6])
+			m.Ack()
+			require.ErrorContains(t, <-downs, "broker")
+			shut(s)
+			require.Empty(t, downs, "a clean stop is no lost connection")
+			nothingLeft(t, b.url(), p)
+		})
 	}
-	old := s.take(6)
-	old[0].Ack()
-	require.Eventually(t, func() bool { return s.Oldest().After(time.Time{}) }, wait, time.Millisecond)
-	line.cut()
-	require.True(t, s.waitUp().SessionPresent)
-	require.Equal(t, 2, line.accepted())
-	for _, m := range old[1:4] {
-		m.Ack()
-	}
-	old[4].Nack()
-	select {
-	case <-s.ch:
-		require.Fail(t, "handed out while a message of the old connection was still in flight")
-	case <-time.After(200 * time.Millisecond):
-	}
-	require.NoError(t, old[5].Context().Err())
-	old[5].Ack()
-	first := s.next()
-	msgs := []*message.Message{first}
-	for string(msgs[len(msgs)-1].Payload) != "5" {
-		msgs = append(msgs, s.next())
-	}
-	// Whether the first PUBACK got through before the cut is a race; the rest was never acknowledged.
-	require.Contains(t, []int{5, 6}, len(msgs))
-	require.Equal(t, numbers(6-len(msgs), 6), bodies(msgs))
-	for _, m := range msgs {
-		m.Ack()
-	}
-	require.ErrorContains(t, <-downs, "broker")
-	shut(s)
-	require.Empty(t, downs, "a clean stop is no lost connection")
-	nothingLeft(t, b.url(), p)
 }
 
 func TestBrokerRestart(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, "")
-	s := subscribe(t, b.url())
+	s := subscribe(t, b.url(), func(c *Config) { c.Batch = 4 })
 	s.waitUp()
 	p := newPublisher(t, b)
-	for _, n := range numbers(0, 10) {
+	m := s.gathered(p, numbers(0, 4)...)
+	for _, n := range numbers(4, 10) {
 		p.publish(topic1, n)
 	}
-	msgs := s.take(10)
-	for _, m := range msgs[:4] {
-		m.Ack()
-	}
-	require.Eventually(t, func() bool { // the PUBACKs are written; a clean stop of the broker reads them
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		l := s.subs["cornjacket-ingestion"].link
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.sent) == 6 && len(l.puback) == 0
-	}, wait, time.Millisecond)
+	s.awaitWaiting(6)
+	m.Ack()
+	m = s.next() // so the PUBACKs of the ones before are written; a clean stop of the broker reads them
+	require.Equal(t, numbers(4, 8), values(m))
 	p.publish("elsewhere", "so that the broker has been round its loop")
 	b.stop()
 	require.Eventually(t, func() bool { return !s.Connected() && s.LastError() != nil }, wait, time.Millisecond)
-	for _, m := range msgs[4:] {
-		m.Ack() // too late: their connection is gone
-	}
+	m.Ack() // too late: its connection is gone
 	b.start()
 	require.True(t, s.waitUp().SessionPresent)
-	msgs = s.take(6)
-	require.Equal(t, numbers(4, 10), bodies(msgs))
-	for _, m := range msgs {
-		m.Ack()
-	}
+	require.Equal(t, numbers(4, 10), s.collect(6))
 	newPublisher(t, b).publish(topic1, "after")
-	m := s.next()
-	require.Equal(t, "after", string(m.Payload))
-	m.Ack()
+	require.Equal(t, []string{"after"}, s.collect(1))
 }
 
 func TestBrokerAwayAtStart(t *testing.T) {
@@ -435,17 +474,14 @@ func TestOrderPerKeyThroughCuts(t *testing.T) {
 	}
 	go func() {
 		for m := range s.ch {
-			go func() { // as the router does
-				src, _ := window.SourceFrom(m.Context())
-				window.TurnFrom(m.Context()).Do(func() {
-					var n int
-					_, _ = fmt.Sscan(string(m.Payload), &n)
-					mu.Lock()
-					seen[src.Key] = append(seen[src.Key], n)
-					mu.Unlock()
-					m.Ack()
-				})
-			}()
+			mu.Lock()
+			for _, r := range batch.From(m).Rest() {
+				var n int
+				_, _ = fmt.Sscan(string(r.Value), &n)
+				seen[r.Key] = append(seen[r.Key], n)
+			}
+			mu.Unlock()
+			m.Ack()
 		}
 	}()
 	require.Eventually(t, done, wait, 10*time.Millisecond)
@@ -490,7 +526,7 @@ func TestConfigErrors(t *testing.T) {
 	t.Parallel()
 	for _, cfg := range []Config{
 		{}, {URL: "localhost:1883"}, {URL: "http://localhost"}, {URL: "mqtt://"},
-		{URL: "mqtt://h", Window: 70000}, {URL: "mqtt://h", Window: -1}, {URL: "mqtt://h", SessionExpiry: -1},
+		{URL: "mqtt://h", Window: 70000}, {URL: "mqtt://h", Window: -1}, {URL: "mqtt://h", Batch: -1}, {URL: "mqtt://h", SessionExpiry: -1},
 	} {
 		_, err := NewSubscriber(cfg)
 		require.Error(t, err, "%+v", cfg)

@@ -6,19 +6,21 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/eclipse/paho.golang/autopaho"
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
+	"github.com/eclipse/paho.golang/paho/session/state"
+
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 const (
@@ -29,20 +31,23 @@ const (
 
 var errClosing = errors.New("subscriber is closing")
 
-// subscription is one session on the broker, over any number of connections.
+// subscription is one session on the broker, over any number of connections. What comes in on them is handed out in
+// batches, one at a time, so that what the broker repeats on a new connection never meets what is still in flight.
 type subscription struct {
 	cfg      *Config
 	url      *url.URL
 	clientID string
 	filters  []string
 	log      *slog.Logger
-	out      chan *message.Message
-	inflight tracker
-	pinger   *pinger
+	inbox    *inbox
+	sender   *batch.Sender
+	pinger   pinger
 	manager  *autopaho.ConnectionManager
-	msgCtx   context.Context
-	abort    context.CancelFunc // ends msgCtx
-	wg       sync.WaitGroup     // of the links
+	intake   context.Context // ends when nothing more is to be handed out
+	drain    context.CancelFunc
+	ended    chan struct{} // closed when the last batch has been dealt with
+	inFlight []arrival     // the batch that is handed out; owned by run
+	lost     []arrival     // the last batch of the connection before; owned by run
 	stopOnce sync.Once
 	stopped  chan struct{}
 	release  func() // gives the client ID free
@@ -53,16 +58,20 @@ type subscription struct {
 	up        bool
 	stopping  bool
 	lastErr   error
-	retired   []context.CancelFunc // of links that are lost
-	failures  int                  // attempts since a connection was stable
+	failures  int // attempts since a connection was stable
 	lastSaid  string
 	lastSaidT time.Time
 }
 
 // start connects and keeps connected until stop. ctx gives the messages' contexts their values.
 func (s *subscription) start(ctx context.Context) error {
-	s.msgCtx, s.abort = context.WithCancel(context.WithoutCancel(ctx))
-	s.pinger = &pinger{}
+	s.intake, s.drain = context.WithCancel(context.WithoutCancel(ctx))
+	s.sender = batch.NewSender(s.cfg.CloseTimeout)
+	s.sender.Again = s.stillOurs
+	s.inbox = &inbox{
+		limit: s.cfg.Buffer, qos0Limit: s.cfg.QoS0Buffer, max: s.cfg.Batch, window: s.cfg.Window, pause: s.pinger.pause,
+		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1),
+	}
 	cfg := autopaho.ClientConfig{
 		ServerUrls:            []*url.URL{s.url},
 		TlsCfg:                s.cfg.TLS,
@@ -84,8 +93,8 @@ func (s *subscription) start(ctx context.Context) error {
 		ClientConfig: paho.ClientConfig{
 			ClientID:          s.clientID,
 			PacketTimeout:     s.cfg.ConnectTimeout,
-			PingHandler:       s.pinger,
-			Session:           &connState{up: s.linkUp, down: s.linkDown},
+			PingHandler:       &s.pinger,
+			Session:           &connState{State: state.NewInMemory(), up: s.linkUp, down: s.linkDown},
 			OnPublishReceived: []func(paho.PublishReceived) (bool, error){s.received},
 		},
 	}
@@ -98,21 +107,59 @@ func (s *subscription) start(ctx context.Context) error {
 	defer s.mu.Unlock() // callbacks wait until the manager is set
 	manager, err := autopaho.NewConnection(context.Background(), cfg)
 	if err != nil {
-		s.abort()
+		s.drain()
 		return fmt.Errorf("start MQTT connection: %w", err)
 	}
 	s.manager = manager
+	go s.run()
+	return nil
+}
+
+// run hands out what comes in, and acknowledges it when it is done.
+func (s *subscription) run() {
+	defer close(s.ended)
+	var outcome batch.Outcome
+	for {
+		taken := s.inbox.take(s.intake, outcome.Gather)
+		if len(taken) == 0 {
+			return
+		}
+		if s.inFlight != nil && s.inFlight[0].link != taken[0].link {
+			s.lost = s.inFlight
+		}
+		s.inFlight = taken
+		records := make([]batch.Record, len(taken))
+		for i := range taken {
+			taken[i].recall(s.lost)
+			records[i] = taken[i].record
+		}
+		outcome = s.sender.Send(s.intake, records)
+		patience := deadAfter
+		if s.intake.Err() != nil {
+			patience = time.Second
+		}
+		taken[0].link.acknowledge(taken[:outcome.Done], patience)
+	}
+}
+
+// stillOurs returns what is to be handed out again of records that were refused: nothing once their connection is lost,
+// since the broker repeats them.
+func (s *subscription) stillOurs(rest []batch.Record) []batch.Record {
+	if s.inFlight[0].link.ctx.Err() == nil {
+		return rest
+	}
+	s.dropQoS0(countQoS0(s.inFlight[len(s.inFlight)-len(rest):]))
 	return nil
 }
 
 // linkUp is told of a connection before the first packet is read from it.
-func (s *subscription) linkUp(conn io.Writer, _ *packets.Connack) error {
+func (s *subscription) linkUp(conn io.Writer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
 		return errClosing
 	}
-	s.link = newLink(s, conn)
+	s.link = newLink(conn)
 	return nil
 }
 
@@ -129,13 +176,12 @@ func (s *subscription) linkDown(dp *packets.Disconnect) {
 	err := context.Cause(l.ctx)
 	wasUp := s.up
 	s.up, s.lastErr = false, err
-	s.retired = append(s.retired, l.retire)
 	if wasUp && time.Since(l.started) >= stableFor {
 		s.failures = 0
 	}
 	stopping := s.stopping
 	s.mu.Unlock()
-	s.dropQoS0(l.abandon())
+	s.dropQoS0(s.inbox.clear())
 	if stopping {
 		return
 	}
@@ -169,11 +215,12 @@ func (s *subscription) cause(l *link, dp *packets.Disconnect) error {
 	return fmt.Errorf("broker closed the connection: %w", c.cause())
 }
 
+// received takes a message from the client, which asks for no topic aliases and gives each packet a body of its own.
 func (s *subscription) received(pr paho.PublishReceived) (bool, error) {
 	s.mu.Lock()
 	l := s.link
 	s.mu.Unlock()
-	if (l == nil || !l.receive(pr.Packet)) && pr.Packet.QoS == 0 {
+	if (l == nil || !s.inbox.put(s.intake, newArrival(l, pr.Packet))) && pr.Packet.QoS == 0 {
 		s.dropQoS0(1) // the broker repeats the others
 	}
 	return true, nil
@@ -197,29 +244,20 @@ func (s *subscription) connected(ca *paho.Connack) {
 }
 
 // subscribe asks for the filters, also when the broker has kept the session: it changes nothing there, and mends a
-// session whose subscriptions were removed or refused.
+// session whose subscriptions were removed or refused. It is an error if one is not granted QoS 1: less would break the
+// promise to lose nothing.
 func (s *subscription) subscribe(l *link, manager *autopaho.ConnectionManager) error {
 	ctx, cancel := context.WithTimeout(l.ctx, s.cfg.ConnectTimeout)
 	defer cancel()
-	packet := subscribePacket(s.filters)
-	ack, err := manager.Subscribe(ctx, packet)
-	return checkSuback(packet, ack, err)
-}
-
-func subscribePacket(filters []string) *paho.Subscribe {
-	p := &paho.Subscribe{}
-	for _, f := range filters {
-		p.Subscriptions = append(p.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
+	packet := &paho.Subscribe{}
+	for _, f := range s.filters {
+		packet.Subscriptions = append(packet.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
 	}
-	return p
-}
-
-// checkSuback returns an error unless each filter was granted QoS 1: less would break the promise to lose nothing.
-func checkSuback(p *paho.Subscribe, ack *paho.Suback, err error) error {
+	ack, err := manager.Subscribe(ctx, packet)
 	if ack != nil {
 		for i, code := range ack.Reasons {
-			if code != 1 && i < len(p.Subscriptions) {
-				return fmt.Errorf("subscribe to %s: broker granted %#02x instead of QoS 1", p.Subscriptions[i].Topic, code)
+			if code != 1 && i < len(s.filters) {
+				return fmt.Errorf("subscribe to %s: broker granted %#02x instead of QoS 1", s.filters[i], code)
 			}
 		}
 	}
@@ -229,26 +267,19 @@ func checkSuback(p *paho.Subscribe, ack *paho.Suback, err error) error {
 	return nil
 }
 
+// granted notes that the subscriptions are granted, and tells what came with them.
 func (s *subscription) granted(l *link, ca *paho.Connack) {
-	g := Granted{
-		ClientID: s.clientID, SessionPresent: ca.SessionPresent, SharedSubscriptions: true,
-		SessionExpiry: time.Duration(s.cfg.expirySeconds()) * time.Second, ReceiveMaximum: 65535,
-		Filters: slices.Clone(s.filters),
+	p := ca.Properties
+	if p == nil {
+		p = &paho.ConnackProperties{SharedSubAvailable: true}
 	}
-	if p := ca.Properties; p != nil {
-		g.SharedSubscriptions = p.SharedSubAvailable
-		if p.SessionExpiryInterval != nil {
-			g.SessionExpiry = time.Duration(*p.SessionExpiryInterval) * time.Second
-		}
-		if p.ReceiveMaximum != nil {
-			g.ReceiveMaximum = *p.ReceiveMaximum
-		}
-		if p.MaximumPacketSize != nil {
-			g.MaximumPacketSize = *p.MaximumPacketSize
-		}
-		if p.ServerKeepAlive != nil {
-			g.ServerKeepAlive = time.Duration(*p.ServerKeepAlive) * time.Second
-		}
+	asked := s.cfg.expirySeconds()
+	g := Granted{
+		ClientID: s.clientID, SessionPresent: ca.SessionPresent, SharedSubscriptions: p.SharedSubAvailable, Filters: s.filters,
+		SessionExpiry:     time.Duration(valueOr(p.SessionExpiryInterval, asked)) * time.Second,
+		ReceiveMaximum:    valueOr(p.ReceiveMaximum, math.MaxUint16),
+		MaximumPacketSize: valueOr(p.MaximumPacketSize, 0),
+		ServerKeepAlive:   time.Duration(valueOr(p.ServerKeepAlive, 0)) * time.Second,
 	}
 	s.mu.Lock()
 	if s.link != l {
@@ -261,13 +292,20 @@ func (s *subscription) granted(l *link, ca *paho.Connack) {
 		"session_expiry", g.SessionExpiry, "receive_maximum", g.ReceiveMaximum, "window", s.cfg.Window,
 		"shared_subscriptions", g.SharedSubscriptions, "maximum_packet_size", g.MaximumPacketSize,
 		"server_keep_alive", g.ServerKeepAlive)
-	if want := time.Duration(s.cfg.expirySeconds()) * time.Second; g.SessionExpiry < want {
+	if want := time.Duration(asked) * time.Second; g.SessionExpiry < want {
 		s.log.Warn("MQTT broker keeps the session for less time than asked: what arrives after that is lost while the platform is down",
 			"asked", want, "granted", g.SessionExpiry)
 	}
 	if s.cfg.OnUp != nil {
 		s.cfg.OnUp(g)
 	}
+}
+
+func valueOr[T any](v *T, d T) T {
+	if v == nil {
+		return d
+	}
+	return *v
 }
 
 func (s *subscription) connectFailed(err error) {
@@ -308,26 +346,6 @@ func (s *subscription) backoff() time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// settleEarlier waits until the messages of earlier connections have been acked or nacked.
-func (s *subscription) settleEarlier(ctx context.Context) bool {
-	const while = 10 * time.Second
-	ok := s.inflight.wait(ctx, while, func(n int) {
-		s.log.Warn("MQTT messages of an earlier connection are still being handled, later ones wait for them",
-			"in_flight", n, "waited", while)
-	})
-	if !ok {
-		return false
-	}
-	s.mu.Lock()
-	retired := s.retired
-	s.retired = nil
-	s.mu.Unlock()
-	for _, retire := range retired {
-		retire()
-	}
-	return true
-}
-
 func (s *subscription) dropQoS0(n uint64) {
 	if n == 0 {
 		return
@@ -350,49 +368,38 @@ func (s *subscription) healthy() bool {
 	return s.up && !s.stopping && s.pinger.silence() < silentFor
 }
 
-func (s *subscription) oldest() time.Time {
-	oldest := s.inflight.oldest()
-	s.mu.Lock()
-	l := s.link
-	s.mu.Unlock()
-	if l == nil {
-		return oldest
-	}
-	return earlier(oldest, l.lane.Oldest())
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
-}
-
 // stop hands out nothing more, waits at most CloseTimeout for what is in flight, and leaves the session to the broker.
 func (s *subscription) stop() {
 	s.stopOnce.Do(func() {
 		defer close(s.stopped)
-		ctx, cancel := context.WithTimeout(context.Background(), s.cfg.CloseTimeout)
-		defer cancel()
 		s.mu.Lock()
 		s.stopping = true
 		l := s.link
 		s.mu.Unlock()
-		if l != nil {
-			l.finish(ctx)
+		if l != nil { // the last acknowledgements may be held up by a broker that does not read
+			defer time.AfterFunc(s.cfg.CloseTimeout+time.Second, func() { l.fail(errClosing) }).Stop()
 		}
-		quit, cancelQuit := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancelQuit()
+		s.drain()
+		<-s.ended
+		if l != nil {
+			// Waiting for the broker to close the connection, while the client goes on reading, makes sure that it has
+			// read the PUBACKs: closing with unread data would reset the connection.
+			l.bye()
+			select {
+			case <-l.ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+		quit, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
 		if err := s.manager.Disconnect(quit); err != nil {
 			s.log.Warn("MQTT connection did not end in time", "error", err)
 		}
 		if l != nil {
 			l.cancel(errClosing) // in case the client could not
 		}
-		s.abort()
-		s.wg.Wait()
 		s.release() // before the channel says so: who subscribes again then must get this session
-		close(s.out)
+		close(s.sender.Out())
 	})
 	<-s.stopped
 }

@@ -80,11 +80,7 @@ func (p *carrierPub) of(topic string) (*outbox.Publisher, error) {
 		return nil, fmt.Errorf("publisher is closed")
 	}
 	if p.pubs[topic] == nil {
-		pub, err := outbox.NewPublisher(p.store(topic).db, outbox.PublisherConfig{})
-		if err != nil {
-			return nil, err
-		}
-		p.pubs[topic] = pub
+		p.pubs[topic] = outbox.NewPublisher(p.store(topic).pool, outbox.PublisherConfig{})
 	}
 	return p.pubs[topic], nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // pour sends enough events through the outbox for the relay to move its floor.
-func pour(t *testing.T, p *outbox.Publisher, out <-chan *message.Message) {
+func pour(t *testing.T, p publisher, out <-chan *message.Message) {
 	t.Helper()
 	const batches, size = 21, 500
 	for b := range batches {

@@ -55,12 +55,18 @@ func open(t *testing.T, url string) *store {
 	return &store{t: t, pool: pool, db: db}
 }
 
-func (s *store) publisher(cfg outbox.PublisherConfig) *outbox.Publisher {
+func (s *store) publisher(cfg outbox.PublisherConfig) publisher {
 	s.t.Helper()
-	p, err := outbox.NewPublisher(s.db, cfg)
-	require.NoError(s.t, err)
+	p := publisher{outbox.NewPublisher(s.pool, cfg)}
 	s.t.Cleanup(func() { require.NoError(s.t, p.Close()) })
 	return p
+}
+
+type publisher struct{ *outbox.Publisher }
+
+// Store stores one event.
+func (p publisher) Store(ctx context.Context, e event.Envelope) error {
+	return p.Publisher.Store(ctx, []event.Envelope{e})
 }
 
 // subscribe starts a relay that ends with the test at the latest.

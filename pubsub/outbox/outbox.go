@@ -5,17 +5,15 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // Topic is the only topic of the outbox.
@@ -23,14 +21,6 @@ const Topic = "outbox"
 
 // channel is what the subscriber listens on; a notification carries the ID of the publisher that sent it.
 const channel = "cornjacket_outbox"
-
-// schema maps messages to rows of the outbox for Watermill's SQL publisher. Rows are read by the relay, in its own
-// way, so the reading half of the adapter answers with an error.
-type schema struct {
-	notify func() string // what a notification carries; none is sent if empty
-}
-
-var errWriteOnly = errors.New("the outbox is read by its own subscriber")
 
 // gateKey is the advisory lock that every insert shares from before it draws its first ID until its commit. Whoever has
 // it alone knows that all IDs drawn so far are committed or will never be; see [sequencer.raiseFloor].
@@ -47,45 +37,27 @@ WITH gate AS MATERIALIZED (
 )
 SELECT pg_notify('` + channel + `', $8) WHERE $8 <> ''`
 
-// InsertQuery writes all messages, which must be those of [row], with one statement and one notification.
-func (s schema) InsertQuery(_ string, msgs message.Messages) (wsql.Query, error) {
-	n := len(msgs)
+// insert writes events with one statement, and one notification unless that is empty.
+func insert(ctx context.Context, db interface {
+	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
+}, notify string, events []event.Envelope) error {
+	n := len(events)
 	ids, times, ingested := make([]pgtype.UUID, n), make([]time.Time, n), make([]time.Time, n)
 	types, aggregates, payloads, metadata := make([]string, n), make([]string, n), make([][]byte, n), make([][]byte, n)
-	for i, m := range msgs {
-		r, ok := m.Context().(*rowContext)
-		if !ok {
-			return wsql.Query{}, fmt.Errorf("message %s is no row of the outbox", m.UUID)
+	for i := range events {
+		e := &events[i]
+		meta, err := e.Metadata.Marshal()
+		if err != nil {
+			return fault.Permanent(fmt.Errorf("event %s: %w", e.ID, err))
 		}
-		e := r.event
 		ids[i] = pgtype.UUID{Bytes: e.ID, Valid: true} // uuid.UUID would travel as text
 		types[i], aggregates[i], times[i], ingested[i] = e.Type, e.AggregateID, e.Time, e.IngestedAt
-		payloads[i], metadata[i] = e.Payload, r.metadata
+		payloads[i], metadata[i] = e.Payload, meta
 	}
-	return wsql.Query{Query: insertRows, Args: []any{ids, types, aggregates, times, ingested, payloads, metadata, s.notify(), int64(gateKey)}}, nil
-}
-
-func (schema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query { return wsql.Query{} }
-func (schema) UnmarshalMessage(wsql.Scanner) (wsql.Row, error)            { return wsql.Row{}, errWriteOnly }
-func (schema) SchemaInitializingQueries(string) []wsql.Query              { return nil }
-func (schema) SubscribeIsolationLevel() sql.IsolationLevel                { return sql.LevelDefault }
-
-// rowContext gives a message that stands for one row its event: a map of texts would be made and read again for each.
-type rowContext struct {
-	context.Context
-	event    *event.Envelope
-	metadata []byte
-}
-
-// row returns the message that stands for one row. The event must not change until it is written.
-func row(e *event.Envelope) (*message.Message, error) {
-	metadata, err := e.Metadata.Marshal()
-	if err != nil {
-		return nil, fmt.Errorf("event %s: %w", e.ID, err)
+	if _, err := db.Exec(ctx, insertRows, ids, types, aggregates, times, ingested, payloads, metadata, notify, int64(gateKey)); err != nil {
+		return fmt.Errorf("put %d events in the outbox: %w", n, err)
 	}
-	m := &message.Message{UUID: e.ID.String(), Payload: message.Payload(e.Payload)} // nobody acknowledges it
-	m.SetContext(&rowContext{context.Background(), e, metadata})
-	return m, nil
+	return nil
 }
 
 // Message returns an event as it travels: the payload is the whole envelope.
@@ -104,11 +76,4 @@ func Message(e *event.Envelope) (*message.Message, error) {
 		m.Metadata[event.MetaTraceparent] = e.Metadata.Traceparent
 	}
 	return m, nil
-}
-
-func nopIfNil(l watermill.LoggerAdapter) watermill.LoggerAdapter {
-	if l == nil {
-		return watermill.NopLogger{}
-	}
-	return l
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,7 +16,6 @@ import (
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
-	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
 // hold keeps the outbox locked until the returned function is called, so that callers gather.
@@ -90,20 +88,19 @@ func TestPublisherKeepsOrder(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{MaxBatch: 7})
-	turns := window.NewTurns()
 	const total = 200
-	var taken []*window.Turn
-	for range total {
-		taken = append(taken, turns.Take("a"))
-	}
+	release := s.hold()
+	defer release()
 	var wg sync.WaitGroup
-	for i := range slices.Backward(taken) {
+	for i := range total {
 		wg.Go(func() {
-			if err := p.Store(window.WithTurn(t.Context(), taken[i]), newEvent("a", i)); err != nil {
+			if err := p.Store(t.Context(), newEvent("a", i)); err != nil {
 				t.Error(err)
 			}
 		})
+		require.Eventually(t, func() bool { return p.Queued() == i+1 }, soon, 10*time.Microsecond)
 	}
+	release()
 	wg.Wait()
 	var call []event.Envelope
 	for i := range 50 {
@@ -142,7 +139,7 @@ func TestPublisherIsFull(t *testing.T) {
 	big.Payload = []byte(`{"value":2,"text":"` + strings.Repeat("x", 32<<10) + `"}`)
 	third := ingest(t.Context(), big)
 	require.Equal(t, 1+1+9, p.Queued(), "a large event counts for more")
-	require.ErrorIs(t, p.Ingest(t.Context(), []event.Envelope{newEvent("a", 3)}), window.ErrFull)
+	require.ErrorIs(t, p.Ingest(t.Context(), []event.Envelope{newEvent("a", 3)}), outbox.ErrFull)
 
 	gone := errors.New("client has gone")
 	cancel(gone)
@@ -185,6 +182,29 @@ func TestPublisherIsolatesBadEvent(t *testing.T) {
 	require.Equal(t, callers-1, s.count("outbox"), "of the bad call nothing")
 }
 
+// A batch that the database can't hold, or not in the time there is, is its caller's to divide; one event alone is tried
+// for as long as it takes.
+func TestPublisherDividesNobodysEvents(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{Timeout: 300 * time.Millisecond})
+	batch := []event.Envelope{newEvent("a", 0), poison(), newEvent("a", 2)}
+	require.True(t, fault.IsPermanent(p.Publisher.Store(t.Context(), batch)))
+	release := s.hold()
+	defer release()
+	batch[1] = newEvent("a", 1)
+	require.True(t, fault.TooSlow(p.Publisher.Store(t.Context(), batch)))
+	require.ErrorIs(t, p.Ingest(t.Context(), batch), outbox.ErrTimeout)
+	require.Zero(t, s.count("outbox"))
+	alone := make(chan error, 1)
+	go func() { alone <- p.Store(t.Context(), batch[0]) }()
+	require.Never(t, func() bool { return len(alone) > 0 }, 500*time.Millisecond, tick)
+	release()
+	require.NoError(t, <-alone)
+	require.NoError(t, p.Publisher.Store(t.Context(), nil))
+	require.Equal(t, 1, s.count("outbox"))
+}
+
 func TestPublisherReadsEnvelopes(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
@@ -216,7 +236,7 @@ func TestPublisherCloseDrains(t *testing.T) {
 	require.Eventually(t, func() bool {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		return errors.Is(p.Ingest(ctx, []event.Envelope{newEvent("a", -1)}), window.ErrClosed)
+		return errors.Is(p.Ingest(ctx, []event.Envelope{newEvent("a", -1)}), outbox.ErrClosed)
 	}, soon, tick)
 	require.Empty(t, closed)
 	release()
@@ -230,8 +250,7 @@ func TestPublisherCloseDrains(t *testing.T) {
 func TestPublisherShutdownGivesUp(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
-	p, err := outbox.NewPublisher(s.db, outbox.PublisherConfig{Timeout: time.Hour})
-	require.NoError(t, err)
+	p := publisher{outbox.NewPublisher(s.pool, outbox.PublisherConfig{Timeout: time.Hour})}
 	release := s.hold()
 	defer release()
 	answer := make(chan error, 1)
@@ -240,7 +259,7 @@ func TestPublisherShutdownGivesUp(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	require.ErrorIs(t, p.Shutdown(ctx), context.DeadlineExceeded)
-	require.ErrorIs(t, <-answer, window.ErrClosed, "the attempt itself is ended too")
+	require.ErrorIs(t, <-answer, outbox.ErrClosed, "the attempt itself is ended too")
 }
 
 func ExampleMessage() {

@@ -5,30 +5,17 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cornjacket/platform-services/event"
-	"github.com/cornjacket/platform-services/internal/fault"
 )
 
 // Insert puts an event in the outbox within the caller's transaction, as [Publisher] does, and wakes the relay when
 // that commits. It is for the few events that come another way than through a door.
 func Insert(ctx context.Context, tx pgx.Tx, e *event.Envelope) error {
-	m, err := row(e)
-	if err != nil {
-		return fault.Permanent(err)
-	}
 	// The ID is no publisher's, so that every relay takes the notification for one from elsewhere.
-	query, err := schema{notify: func() string { return "replay" }}.InsertQuery(Topic, message.Messages{m})
-	if err != nil {
-		return fmt.Errorf("build insert of event %s: %w", e.ID, err)
-	}
-	if _, err := tx.Exec(ctx, query.Query, query.Args...); err != nil {
-		return fmt.Errorf("put event %s in the outbox: %w", e.ID, err)
-	}
-	return nil
+	return insert(ctx, tx, "replay", []event.Envelope{*e})
 }
 
 // Requeue is Insert for an event that may be in the log already, at a position that was never published: consumers that
