@@ -26,6 +26,8 @@ type FinderConfig struct {
 	MaxRecords int
 	// Skew is how far the clocks of the relay and of who noted the time of an event may differ; 5 s if zero.
 	Skew time.Duration
+	// Partitions is that of the publisher, see [PublisherConfig].
+	Partitions func(ctx context.Context, topic string, now int) (int, error)
 	// Searches is the most searches at once; 4 if zero. Others wait.
 	Searches int
 	Log      *slog.Logger
@@ -108,7 +110,13 @@ func (f *Finder) bounds(ctx context.Context, s *search, key string, from time.Ti
 	if err != nil {
 		return fmt.Errorf("ask for the partitions of %s: %w", topic, err)
 	}
-	s.place.Partition = PartitionOf(key, len(starts[topic]))
+	partitions := len(starts[topic])
+	if f.cfg.Partitions != nil {
+		if partitions, err = f.cfg.Partitions(ctx, topic, partitions); err != nil {
+			return fmt.Errorf("ask how the keys of %s are spread: %w", topic, err)
+		}
+	}
+	s.place.Partition = PartitionOf(key, partitions)
 	after, err := admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), topic)
 	if err == nil {
 		err = after.Error()
@@ -133,15 +141,6 @@ func (f *Finder) bounds(ctx context.Context, s *search, key string, from time.Ti
 	// Nothing is left of the time before: what was there has been dropped, if there ever was something.
 	s.place.Expired = start.Offset > 0 && s.from == start.Offset
 	return nil
-}
-
-// PartitionOf returns the partition, of so many, in which the publisher puts a key: as Kafka's own clients do, by murmur2.
-func PartitionOf(key string, partitions int) int32 {
-	if partitions <= 0 {
-		return 0
-	}
-	r := &kgo.Record{Key: []byte(key)}
-	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(r, partitions)) //nolint:gosec // below the number of partitions
 }
 
 func (f *Finder) read(ctx context.Context, s *search) error {

@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 // record returns a message as a record: key is the aggregate, the UUID and the metadata are headers.
@@ -43,6 +44,36 @@ func record(topic string, m *message.Message) *kgo.Record {
 	return r
 }
 
+// toKafka returns records of a batch as those of Kafka: all texts are in one piece of memory.
+func toKafka(records []batch.Record) []*kgo.Record {
+	size, headers := 0, 0
+	for i := range records {
+		r := &records[i]
+		size += len(r.Key) + len(r.ID)
+		headers += 1 + len(r.Headers)
+		for j := range r.Headers {
+			size += len(r.Headers[j].Value)
+		}
+	}
+	texts, pairs := make([]byte, 0, size), make([]kgo.RecordHeader, 0, headers)
+	bytesOf := func(s string) []byte {
+		at := len(texts)
+		texts = append(texts, s...)
+		return texts[at:len(texts):len(texts)]
+	}
+	made, all := make([]kgo.Record, len(records)), make([]*kgo.Record, len(records))
+	for i := range records {
+		r, first := &records[i], len(pairs)
+		pairs = append(pairs, kgo.RecordHeader{Key: event.MetaEventID, Value: bytesOf(r.ID)})
+		for j := range r.Headers {
+			pairs = append(pairs, kgo.RecordHeader{Key: r.Headers[j].Key, Value: bytesOf(r.Headers[j].Value)})
+		}
+		made[i] = kgo.Record{Topic: r.Topic, Key: bytesOf(r.Key), Value: r.Value, Headers: pairs[first:len(pairs):len(pairs)]}
+		all[i] = &made[i]
+	}
+	return all
+}
+
 // TopicConfig says how topics are created.
 type TopicConfig struct {
 	Partitions  int           // of a new topic
@@ -53,17 +84,36 @@ type TopicConfig struct {
 
 // EnsureTopics creates the topics that the broker lacks; those it has are left as they are.
 func EnsureTopics(ctx context.Context, client *kgo.Client, cfg TopicConfig, topics ...string) error {
-	configs := map[string]*string{}
+	admin := kadm.NewClient(client)
+	// The time of a record is the broker's: retention must not go by a clock that may be wrong.
+	configs := map[string]*string{"message.timestamp.type": kadm.StringPtr("LogAppendTime")}
 	if cfg.Retention > 0 {
 		configs["retention.ms"] = kadm.StringPtr(strconv.FormatInt(cfg.Retention.Milliseconds(), 10))
 	}
-	created, err := kadm.NewClient(client).CreateTopics(ctx, int32(cfg.Partitions), int16(cfg.Replication), configs, topics...)
+	created, err := admin.CreateTopics(ctx, int32(cfg.Partitions), int16(cfg.Replication), configs, topics...)
 	if err != nil {
 		return fmt.Errorf("create topics: %w", err)
 	}
+	var copied []string // on three brokers or more
 	for _, t := range created.Sorted() {
-		if t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists) {
+		switch {
+		case t.Err == nil && t.ReplicationFactor >= 3:
+			copied = append(copied, t.Topic)
+		case t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists):
 			return fmt.Errorf("create topic %s: %w", t.Topic, t.Err)
+		}
+	}
+	if len(copied) == 0 {
+		return nil
+	}
+	// What is acknowledged by one broker alone is lost with it.
+	altered, err := admin.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Name: "min.insync.replicas", Value: kadm.StringPtr("2")}}, copied...)
+	if err != nil {
+		return fmt.Errorf("set min.insync.replicas: %w", err)
+	}
+	for _, t := range altered {
+		if t.Err != nil {
+			return fmt.Errorf("set min.insync.replicas of topic %s: %w", t.Name, t.Err)
 		}
 	}
 	return nil

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +16,8 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
-	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
 func TestRecordsOnTheBus(t *testing.T) {
@@ -41,43 +41,48 @@ func TestRecordsOnTheBus(t *testing.T) {
 		}
 		require.Equal(t, []string{"event_id=id-1", "correlation_id=c-1", "event_type=sensor.reading", "traceparent=00-1"}, headers)
 		require.Nil(t, all[1].Key)
+
+		refused, err := p.PublishAll(t.Context(), []batch.Record{{
+			Topic: b.named("t"), Partition: -1, Offset: 4711, Key: "device-1", ID: "id-3", Value: []byte(`{}`),
+			Headers: []batch.Header{{Key: event.MetaCorrelationID, Value: "c-1"}, {Key: event.MetaEventType, Value: "sensor.reading"}},
+		}})
+		require.NoError(t, err)
+		require.Empty(t, refused)
+		last := b.records("t")[2]
+		require.Equal(t, "device-1 {} event_id=id-3 correlation_id=c-1 event_type=sensor.reading", fmt.Sprintf("%s %s %s=%s %s=%s %s=%s", last.Key, last.Value,
+			last.Headers[0].Key, last.Headers[0].Value, last.Headers[1].Key, last.Headers[1].Value, last.Headers[2].Key, last.Headers[2].Value))
 	})
 }
 
-// order publishes n messages of some keys from as many goroutines, in no order but that of their turns.
+// entry returns a record of an aggregate; its value is its number.
+func entry(topic, key string, n int) batch.Record {
+	return batch.Record{Topic: topic, Partition: -1, Offset: int64(n), Key: key, ID: fmt.Sprintf("%s-%d", key, n), Value: []byte(strconv.Itoa(n))}
+}
+
+// entries returns n records of some keys in turn.
+func entries(topic string, keys, n int) []batch.Record {
+	all := make([]batch.Record, n)
+	for i := range all {
+		all[i] = entry(topic, fmt.Sprint("k", i%keys), i/keys)
+	}
+	return all
+}
+
+// order publishes n records of some keys in batches, and does something when a quarter of them is on the bus.
 func order(t *testing.T, b *broker, keys, n int, during func()) {
 	t.Helper()
 	p := b.publisher()
-	turns := window.NewTurns()
-	var msgs []*message.Message
-	for i := range n {
-		m := keyed(fmt.Sprint("k", i%keys), i/keys)
-		m.SetContext(window.WithTurn(context.Background(), turns.Take(m.Metadata.Get(event.MetaAggregateID))))
-		msgs = append(msgs, m)
-	}
-	room := make(chan struct{}, 256)
-	var wg sync.WaitGroup
-	var done atomic.Int32
-	quarter := make(chan struct{})
-	wg.Go(func() {
-		<-quarter
-		during()
-	})
-	for chunk := range slices.Chunk(msgs, 64) {
-		for _, m := range slices.Backward(chunk) {
-			room <- struct{}{}
-			wg.Go(func() {
-				if err := p.Publish(b.named("t"), m); err != nil {
-					t.Error(err)
-				}
-				if done.Add(1) == int32(n/4) {
-					close(quarter)
-				}
-				<-room
-			})
+	var meanwhile sync.WaitGroup
+	done := 0
+	for records := range slices.Chunk(entries(b.named("t"), keys, n), 500) {
+		refused, err := p.PublishAll(t.Context(), records)
+		require.NoError(t, err)
+		require.Empty(t, refused)
+		if done += len(records); done == n/4 {
+			meanwhile.Go(during)
 		}
 	}
-	wg.Wait()
+	meanwhile.Wait()
 }
 
 func TestPublisherKeepsOrder(t *testing.T) {
@@ -144,6 +149,14 @@ func TestPublisherRefusesForGood(t *testing.T) {
 		err := p.Publish(b.named("t"), keyed("k", 0), large, keyed("k", 1))
 		require.True(t, fault.IsPermanent(err), "%v", err)
 		require.Equal(t, map[string][]int{"k": {0, 1}}, byKey(t, b.records("t")))
+
+		records := entries(b.named("t"), 1, 100)
+		records[40].Value = large.Payload
+		refused, err := p.PublishAll(t.Context(), records)
+		require.NoError(t, err)
+		require.Len(t, refused, 1)
+		require.Equal(t, 40, refused[0].Index)
+		require.Equal(t, slices.Delete(upTo(100), 40, 41), byKey(t, b.records("t"))["k0"])
 	})
 }
 
@@ -190,63 +203,6 @@ func TestPublisherShutdownGivesUp(t *testing.T) {
 	}
 	require.ErrorIs(t, p.Shutdown(ctx), context.DeadlineExceeded)
 	require.ErrorIs(t, <-answer, kafka.ErrClosed)
-}
-
-// A message whose turn will not come, because its source has ended, has a handler that waits for an answer.
-func TestPublisherGivesUpTurnsThatNeverCome(t *testing.T) {
-	t.Parallel()
-	b := newBroker(t, 1, "t")
-	p := b.publisher()
-	ctx, abandon := context.WithCancel(t.Context())
-	out := make(chan *message.Message, 2)
-	lane := window.NewLane(ctx, out, window.LaneConfig[int]{Size: 2, Advance: func(int) {}})
-	for i := range 2 {
-		require.True(t, lane.Send(t.Context(), ctx, keyed("k", i), i, window.Source{Key: "k"}))
-	}
-	<-out // the first is never answered
-	second := <-out
-	answer := make(chan error, 1)
-	go func() { answer <- p.Publish(b.named("t"), second) }()
-	select {
-	case err := <-answer:
-		require.FailNow(t, "must wait for its turn", "%v", err)
-	case <-time.After(50 * time.Millisecond):
-	}
-	abandon()
-	require.ErrorIs(t, <-answer, window.ErrAbandoned)
-	<-lane.Done()
-	require.Empty(t, b.records("t"))
-}
-
-// A handler's deadline does not end the wait for a turn: the successors of a message that is given up would overtake it.
-func TestPublisherKeepsOrderThroughDeadlines(t *testing.T) {
-	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
-		b := newBroker(t, 1, "t")
-		p := b.publisher()
-		turns := window.NewTurns()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		var msgs []*message.Message
-		for i := range 3 {
-			m := keyed("k", i)
-			m.SetContext(window.WithTurn(ctx, turns.Take("k")))
-			msgs = append(msgs, m)
-		}
-		answers := make(chan error, 2)
-		for _, m := range msgs[1:] {
-			go func() { answers <- p.Publish(b.named("t"), m) }()
-		}
-		<-ctx.Done()
-		select {
-		case err := <-answers:
-			require.FailNow(t, "must wait for its turn", "%v", err)
-		case <-time.After(50 * time.Millisecond):
-		}
-		require.NoError(t, p.Publish(b.named("t"), msgs[0]))
-		require.NoError(t, <-answers)
-		require.NoError(t, <-answers)
-		require.Equal(t, upTo(3), byKey(t, b.records("t"))["k"])
-	})
 }
 
 // A broker that dies or starts cuts connections off before it has answered anything: that is waited out too.
