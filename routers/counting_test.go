@@ -149,11 +149,15 @@ func (c *crowd) run(t *testing.T) {
 }
 
 // talliedEvents are events of all aggregates in turn. The number of an event in its aggregate is its payload.
-func talliedEvents(t *testing.T, n int) []event.Envelope {
+func talliedEvents(t *testing.T, n int) []event.Envelope { return talliedFrom(t, 0, n) }
+
+// talliedFrom returns n events from the one with a number on.
+func talliedFrom(t *testing.T, first, n int) []event.Envelope {
 	t.Helper()
 	events := make([]event.Envelope, n)
-	for i := range events {
-		events[i] = event.Envelope{
+	for at := range events {
+		i := first + at
+		events[at] = event.Envelope{
 			ID: uuid.NewSHA1(uuid.NameSpaceOID, []byte(strconv.Itoa(i))), Type: "sensor.reading",
 			AggregateID: fmt.Sprint("device-", i%talliedAggregates), Time: time.Unix(int64(i), 0).UTC(), IngestedAt: time.Unix(int64(i), 0).UTC(),
 			Payload:  jsontext.Value(fmt.Sprintf(`{"value":%d}`, i/talliedAggregates)),

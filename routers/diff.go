@@ -14,15 +14,13 @@ import (
 
 // Diff says how a version that was built differs from the active one.
 type Diff struct {
-	Active, Built         store.Version
-	ActiveRows, BuiltRows int64
-	Differ                int64 // rows
-	Refused               int64 // events that the new version was built without
-	Rows                  []store.Difference
+	Active, Built store.Version
+	store.Comparison
+	Refused int64 // events that the new version was built without
 }
 
 // Diff brings the version that is being built up to date and compares it with the active one, up to limit rows of those
-// that differ.
+// that differ. Events flow meanwhile: rows that one of the two has not brought up to where the other is are left out.
 func (r *Rebuild) Diff(ctx context.Context, limit int) (*Diff, error) {
 	v, err := r.version(ctx, r.Pool, store.VersionBuilding)
 	if err != nil {
@@ -41,7 +39,19 @@ func (r *Rebuild) Diff(ctx context.Context, limit int) (*Diff, error) {
 	}
 	d := &Diff{Active: *active, Built: *v}
 	err = pgx.BeginTxFunc(ctx, r.Pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		d.ActiveRows, d.BuiltRows, d.Differ, d.Rows, err = store.Compare(ctx, tx, active, v, b.read, limit)
+		counts, live, err := store.Partitions(ctx, tx, Eventhandler)
+		if err != nil {
+			return err
+		}
+		probe := event.Envelope{Type: r.Projection.Family + "."}
+		c, err := store.Compare(ctx, tx, active, v, limit, func(aggregateID string, position, built int64) bool {
+			probe.AggregateID = aggregateID
+			at := record(&probe, counts)
+			return position <= b.read && built <= live[store.Partition{Topic: at.Topic, Partition: at.Partition}]
+		})
+		if err == nil {
+			d.Comparison = *c
+		}
 		return err
 	})
 	if err == nil {

@@ -83,7 +83,7 @@ func (r *Rebuild) CatchUp(ctx context.Context, v *store.Version) error {
 	}
 	const near = 10_000 // positions; what comes after them is left to the switch
 	for events := int64(0); ; {
-		end, err := r.Log.Published(ctx)
+		end, err := b.end(ctx, r.Pool)
 		if err != nil {
 			return err
 		}
@@ -161,6 +161,16 @@ func (r *Rebuild) begin(ctx context.Context, v *store.Version) (*build, error) {
 	}}
 	b.engine.letters = &letters{consumer: v.Consumer(), complete: completeBus, now: time.Now, log: r.Logger}
 	return b, nil
+}
+
+// end returns up to where the log is to be applied: as far as the event handler is in the partition in which it is
+// furthest. A version that was ahead of it could not take its place.
+func (b *build) end(ctx context.Context, pool *pgxpool.Pool) (end int64, err error) {
+	_, live, err := store.Partitions(ctx, pool, Eventhandler)
+	for _, part := range b.parts {
+		end = max(end, live[part])
+	}
+	return end, err
 }
 
 // records returns the events of a page that are of the topic of the version.

@@ -61,20 +61,24 @@ const (
 // activate brings a version up to date and exchanges it for the active one, in one short transaction: queries see the one
 // or the other whole.
 func (r *Rebuild) activate(ctx context.Context, v *store.Version) error {
-	for try := 1; ; try++ {
-		if err := r.CatchUp(ctx, v); err != nil {
-			return err
-		}
-		err := r.exchange(ctx, v)
+	err := r.CatchUp(ctx, v)
+	for try := 1; err == nil; try++ {
+		err = r.exchange(ctx, v)
 		var pg *pgconn.PgError
 		locked := errors.As(err, &pg) && pg.Code == "55P03" // lock_not_available: somebody reads for long
-		if err == nil || try == switchTries || !locked && !errors.Is(err, ErrBehind) && !errors.Is(err, store.ErrConflict) {
+		switch {
+		case err == nil, try == switchTries:
 			return err
+		case errors.Is(err, store.ErrConflict):
+			err = r.CatchUp(ctx, v)
+		case locked, errors.Is(err, ErrBehind):
+			err = nil
 		}
 		if !batch.Sleep(ctx, 500*time.Millisecond) {
 			return ctx.Err()
 		}
 	}
+	return err
 }
 
 func (r *Rebuild) exchange(ctx context.Context, v *store.Version) error {

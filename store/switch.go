@@ -140,37 +140,51 @@ func DropVersion(ctx context.Context, pool *pgxpool.Pool, v *Version) error {
 
 // Difference is a row that two versions have not alike; a state is empty where there is no row.
 type Difference struct {
-	AggregateID        string
-	Active, Other      string // states
-	ActiveAt, OtherAt  int64  // positions
-	ActiveCount, Count int64  // events
+	AggregateID             string
+	Active, Other           string // states
+	ActiveAt, OtherAt       int64  // positions
+	ActiveCount, OtherCount int64  // events
 }
 
-// Compare returns how many rows two versions have, how many differ, and up to limit of those. Rows that the active one has
-// changed since the other was brought up to date count as alike.
-func Compare(ctx context.Context, tx pgx.Tx, active, other *Version, upTo int64, limit int) (rows, otherRows, differ int64, list []Difference, err error) {
-	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM %s), (SELECT count(*) FROM %s)`, active.Table(), other.Table())).Scan(&rows, &otherRows)
+// Comparison is what [Compare] has found.
+type Comparison struct {
+	Rows, OtherRows int64
+	Differ          int64
+	First           []Difference // the first of those, by aggregate
+}
+
+// Compare compares the rows of two versions, but for those of which comparable says that one version is behind the other
+// there; it is given the positions of both, 0 where there is no row. It returns up to limit rows that differ.
+func Compare(ctx context.Context, tx pgx.Tx, active, other *Version, limit int, comparable func(aggregateID string, position, otherPosition int64) bool) (*Comparison, error) {
+	c := &Comparison{First: []Difference{}}
+	err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM %s), (SELECT count(*) FROM %s)`, active.Table(), other.Table())).Scan(&c.Rows, &c.OtherRows)
 	if err != nil {
-		return 0, 0, 0, nil, fmt.Errorf("count rows: %w", err)
+		return nil, fmt.Errorf("count rows: %w", err)
 	}
-	found, err := tx.Query(ctx, fmt.Sprintf(`
+	rows, err := tx.Query(ctx, fmt.Sprintf(`
 		SELECT coalesce(a.aggregate_id, b.aggregate_id), coalesce(a.state::text, ''), coalesce(b.state::text, ''),
-			coalesce(a.position, 0), coalesce(b.position, 0), coalesce(a.event_count, 0), coalesce(b.event_count, 0), count(*) OVER ()
+			coalesce(a.position, 0), coalesce(b.position, 0), coalesce(a.event_count, 0), coalesce(b.event_count, 0)
 		FROM %s a FULL JOIN %s b ON b.projection_type = a.projection_type AND b.aggregate_id = a.aggregate_id
 		WHERE (a.state, a.last_event_id, a.last_event_timestamp, a.position, a.event_count)
 			IS DISTINCT FROM (b.state, b.last_event_id, b.last_event_timestamp, b.position, b.event_count)
-			AND coalesce(a.position, 0) <= $1
-		ORDER BY 1 LIMIT $2`, active.Table(), other.Table()), upTo, limit)
+		ORDER BY 1`, active.Table(), other.Table()))
 	if err != nil {
-		return 0, 0, 0, nil, fmt.Errorf("compare rows: %w", err)
+		return nil, fmt.Errorf("compare rows: %w", err)
 	}
-	list, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (d Difference, err error) {
-		return d, row.Scan(&d.AggregateID, &d.Active, &d.Other, &d.ActiveAt, &d.OtherAt, &d.ActiveCount, &d.Count, &differ)
+	var d Difference
+	_, err = pgx.ForEachRow(rows, []any{&d.AggregateID, &d.Active, &d.Other, &d.ActiveAt, &d.OtherAt, &d.ActiveCount, &d.OtherCount}, func() error {
+		if !comparable(d.AggregateID, d.ActiveAt, d.OtherAt) {
+			return nil
+		}
+		if c.Differ++; len(c.First) < limit {
+			c.First = append(c.First, d)
+		}
+		return nil
 	})
 	if err != nil {
-		return 0, 0, 0, nil, fmt.Errorf("compare rows: %w", err)
+		return nil, fmt.Errorf("compare rows: %w", err)
 	}
-	return rows, otherRows, differ, list, nil
+	return c, nil
 }
 
 // ReplaceProjection writes the row of a key within tx, whatever it was; nil deletes it.
