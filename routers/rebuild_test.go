@@ -191,7 +191,7 @@ func TestRebuildWhileEventsFlow(t *testing.T) {
 	flowing, stop := context.WithCancel(t.Context())
 	var publishing sync.WaitGroup
 	publishing.Go(func() {
-		for flowing.Err() == nil && len(f.events) < 30_000 {
+		for flowing.Err() == nil && f.len() < 30_000 {
 			f.publish(20)
 		}
 	})
@@ -339,4 +339,10 @@ func TestRebuildOfOneAggregate(t *testing.T) {
 	var pending int
 	require.NoError(t, f.pool.QueryRow(t.Context(), `SELECT count(*) FROM dlq WHERE status = 'pending'`).Scan(&pending))
 	require.Zero(t, pending)
+}
+
+func (f *flow) len() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.events)
 }

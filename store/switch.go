@@ -140,10 +140,13 @@ func DropVersion(ctx context.Context, pool *pgxpool.Pool, v *Version) error {
 
 // Difference is a row that two versions have not alike; a state is empty where there is no row.
 type Difference struct {
-	AggregateID             string
-	Active, Other           string // states
-	ActiveAt, OtherAt       int64  // positions
-	ActiveCount, OtherCount int64  // events
+	AggregateID string `json:"aggregate_id"`
+	Active      string `json:"active_state"`
+	Other       string `json:"built_state"`
+	ActiveAt    int64  `json:"active_position"`
+	OtherAt     int64  `json:"built_position"`
+	ActiveCount int64  `json:"active_event_count"`
+	OtherCount  int64  `json:"built_event_count"`
 }
 
 // Comparison is what [Compare] has found.

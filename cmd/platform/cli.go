@@ -18,6 +18,7 @@ type cli struct {
 	Run      config.Run      `cmd:"" help:"Run the platform, or some of its services."`
 	Dev      config.Dev      `cmd:"" help:"Run the whole platform with an embedded Postgres, Kafka API broker and MQTT broker; needs no containers."`
 	Migrate  config.Migrate  `cmd:"" help:"Bring the databases up to date, show their state, or reset them."`
+	Rebuild  config.Rebuild  `cmd:"" help:"Build a projection anew from the event log, beside the one in use and while events flow."`
 	Simulate config.Simulate `cmd:"" help:"Publish readings of simulated devices over MQTT."`
 	Routes   struct{}        `cmd:"" help:"Print the table of routers: what flows from where to where."`
 	Health   config.Health   `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
@@ -96,6 +97,10 @@ func (p *program) command(name string, settings *cli) (func(context.Context) err
 		}, nil
 	case "migrate":
 		return func(ctx context.Context) error { return p.work.migrate(ctx, settings.Migrate, p.stdout) }, nil
+	case "rebuild":
+		return func(ctx context.Context) error {
+			return p.work.rebuild(ctx, settings.Rebuild, p.stdout, p.logger(settings.Rebuild.Log))
+		}, nil
 	case "simulate":
 		return func(ctx context.Context) error { return p.work.simulate(ctx, settings.Simulate, p.stdout) }, nil
 	case "routes":

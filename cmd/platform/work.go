@@ -17,6 +17,7 @@ type work struct {
 	run      func(context.Context, config.Run, *slog.Logger) error
 	dev      func(context.Context, config.Dev, io.Writer, *slog.Logger) error
 	migrate  func(context.Context, config.Migrate, io.Writer) error
+	rebuild  func(context.Context, config.Rebuild, io.Writer, *slog.Logger) error
 	simulate func(context.Context, config.Simulate, io.Writer) error
 	routes   func(io.Writer) error
 	doctor   func(context.Context, config.Doctor, io.Writer) error
@@ -25,7 +26,7 @@ type work struct {
 // platform returns the work of the real platform.
 func platform() work {
 	app.Version, _ = stamp()
-	return work{run: app.Run, dev: app.Dev, migrate: app.Migrate, simulate: simulation, routes: routers.Print, doctor: doctor.Run}
+	return work{run: app.Run, dev: app.Dev, migrate: app.Migrate, rebuild: app.Rebuild, simulate: simulation, routes: routers.Print, doctor: doctor.Run}
 }
 
 // simulation publishes what simulated devices would; its result is in what it prints, and in the error.
