@@ -52,7 +52,7 @@ type Router struct {
 // circuit breaker, isolation, timeout, recoverer.
 func newRouter(name string, s Stack, policy Policy, topic string, sub message.Subscriber, handle handler, refuse refuser) (*Router, error) {
 	logger := watermillLogger(s.Log)
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.CloseTimeout}, logger)
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.CloseTimeout}, returned{logger})
 	if err != nil {
 		return nil, fmt.Errorf("create router %s: %w", name, err)
 	}
@@ -170,4 +170,22 @@ func (r *Router) Close(context.Context) error {
 // watermillLogger passes Watermill's log on; the comings and goings of routers are of use only when debugging.
 func watermillLogger(log *slog.Logger) watermill.LoggerAdapter {
 	return watermill.NewSlogLoggerWithLevelMapping(log, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug})
+}
+
+// returned logs what handlers return only when debugging: health and whoever writes say once what fails, and until when,
+// while the same batch is handed out again and again.
+type returned struct{ watermill.LoggerAdapter }
+
+// Error implements [watermill.LoggerAdapter].
+func (r returned) Error(msg string, err error, fields watermill.LogFields) {
+	if msg == "Handler returned error" {
+		r.LoggerAdapter.Debug(msg, fields.Add(watermill.LogFields{"error": err}))
+		return
+	}
+	r.LoggerAdapter.Error(msg, err, fields)
+}
+
+// With implements [watermill.LoggerAdapter].
+func (r returned) With(fields watermill.LogFields) watermill.LoggerAdapter {
+	return returned{r.LoggerAdapter.With(fields)}
 }

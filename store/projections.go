@@ -112,7 +112,7 @@ func (w *writing) write(ctx context.Context, tx pgx.Tx, tables map[string]string
 	places := make(places, w.rows())
 	statements := &pgx.Batch{}
 	for _, projectionType := range slices.Sorted(maps.Keys(w.types)) {
-		w.types[projectionType].queue(statements, tables[projectionType], places)
+		w.types[projectionType].queue(statements, tables[projectionType], projectionType, places)
 	}
 	if err := places.send(ctx, tx, statements); err != nil {
 		return err

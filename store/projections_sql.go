@@ -32,7 +32,7 @@ func readRows(ctx context.Context, tx pgx.Tx, keys []ProjectionKey, tables map[s
 		rows, err := tx.Query(ctx, `
 			SELECT p.ctid, p.projection_id, p.projection_type, p.aggregate_id, p.state::text, p.last_event_id, p.last_event_timestamp,
 				p.position, p.event_count
-			FROM unnest($2::text[]) AS k (id) JOIN `+tables[projectionType]+` p ON p.projection_type = $1 AND p.aggregate_id = k.id`, projectionType, ids)
+			FROM unnest($1::text[]) AS k (id) JOIN `+tables[projectionType]+` p ON p.projection_type = '`+projectionType+`' AND p.aggregate_id = k.id`, ids)
 		if err != nil {
 			return fmt.Errorf("read projections %s: %w", projectionType, err)
 		}
@@ -86,18 +86,19 @@ func (c *columns) add(k ProjectionKey, r *Projection, old *located) {
 	c.count = append(c.count, r.EventCount)
 }
 
+// The type is part of the text of what goes through the table projections, so that it is planned for the one partition.
 // Both statements return where the rows are that they have written: all that they were given, or there is a conflict.
 const (
 	changeRows = `
-UPDATE %s p SET state = n.state::jsonb, last_event_id = n.event, last_event_timestamp = n.time,
+UPDATE %[1]s p SET state = n.state::jsonb, last_event_id = n.event, last_event_timestamp = n.time,
 	position = n.position, event_count = n.count, updated_at = now()
 FROM unnest($1::tid[], $2::bigint[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::bigint[], $8::bigint[])
 	AS n (place, before, id, state, event, time, position, count)
-WHERE p.ctid = n.place AND p.projection_id = n.id AND p.event_count = n.before
+WHERE p.projection_type = '%[2]s' AND p.ctid = n.place AND p.projection_id = n.id AND p.event_count = n.before
 RETURNING p.projection_id, p.ctid`
 
 	createRows = `
-INSERT INTO %s AS p (projection_id, projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
+INSERT INTO %[1]s AS p (projection_id, projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
 SELECT id, type, key, state::jsonb, event, time, position, count
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::timestamptz[], $7::bigint[], $8::bigint[])
 	AS n (id, type, key, state, event, time, position, count)
@@ -106,9 +107,9 @@ RETURNING p.projection_id, p.ctid`
 )
 
 // queue adds the statements that write a type to its table; they note in places where the rows are then.
-func (t *typeWriting) queue(statements *pgx.Batch, table string, places places) {
+func (t *typeWriting) queue(statements *pgx.Batch, table, projectionType string, places places) {
 	if c := &t.changed; len(c.rows) > 0 {
-		statements.Queue(fmt.Sprintf(changeRows, table), c.places, c.before, c.ids, c.states, c.events, c.times, c.positions, c.count).Query(places.note)
+		statements.Queue(fmt.Sprintf(changeRows, table, projectionType), c.places, c.before, c.ids, c.states, c.events, c.times, c.positions, c.count).Query(places.note)
 	}
 	if c := &t.created; len(c.rows) > 0 {
 		statements.Queue(fmt.Sprintf(createRows, table), c.ids, c.types, c.keys, c.states, c.events, c.times, c.positions, c.count).Query(places.note)

@@ -57,17 +57,17 @@ func Versions(ctx context.Context, q Querier) ([]Version, error) {
 	return list, nil
 }
 
-// ActiveTables returns the table of each projection type that has one. In a transaction they stay the active ones until
-// it ends.
+// ActiveTables returns the table of each projection type that has one, which is projections: through it the partition is
+// written that is the active version. In a transaction that stays the same one until it ends.
 func ActiveTables(ctx context.Context, q Querier) (map[string]string, error) {
-	rows, err := q.Query(ctx, `SELECT projection_type, version FROM projection_versions WHERE state = 'active' FOR SHARE`)
+	rows, err := q.Query(ctx, `SELECT projection_type FROM projection_versions WHERE state = 'active' FOR SHARE`)
 	if err != nil {
 		return nil, fmt.Errorf("read the active versions of projections: %w", err)
 	}
 	tables := make(map[string]string)
-	var v Version
-	_, err = pgx.ForEachRow(rows, []any{&v.Type, &v.Number}, func() error {
-		tables[v.Type] = v.Table()
+	var projectionType string
+	_, err = pgx.ForEachRow(rows, []any{&projectionType}, func() error {
+		tables[projectionType] = "projections"
 		return nil
 	})
 	if err != nil {
