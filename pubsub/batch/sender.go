@@ -88,7 +88,7 @@ func (s *Sender) Send(ctx context.Context, records []Record) Outcome {
 			rest = s.Again(rest)
 		}
 	}
-	return Outcome{Done: len(records) - len(rest), Gather: gather(len(records), time.Since(began), pause)}
+	return Outcome{Done: len(records) - len(rest), Gather: Gather(len(records), time.Since(began), pause)}
 }
 
 // once hands out a batch and waits for the answer; nil says that ctx ended before there was one.
@@ -123,10 +123,10 @@ const (
 	maxGather  = 35 * time.Millisecond
 )
 
-// gather returns how long the next batch may gather after one of n records that took so long: from the start of the one
+// Gather returns how long the next batch may gather after one of n records that took so long: from the start of the one
 // to the start of the next three times that, within bounds. Where the processors are busy the work of a batch takes
 // longer, and a larger batch saves the most; where they are not it is latency that counts.
-func gather(n int, took, pause time.Duration) time.Duration {
+func Gather(n int, took, pause time.Duration) time.Duration {
 	if n < gatherFrom {
 		return 0
 	}

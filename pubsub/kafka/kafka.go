@@ -44,32 +44,17 @@ func record(topic string, m *message.Message) *kgo.Record {
 	return r
 }
 
-// toKafka returns records of a batch as those of Kafka: all texts are in one piece of memory.
+// toKafka returns records of a batch as those of Kafka.
 func toKafka(records []batch.Record) []*kgo.Record {
-	size, headers := 0, 0
+	all := make([]*kgo.Record, len(records))
 	for i := range records {
 		r := &records[i]
-		size += len(r.Key) + len(r.ID)
-		headers += 1 + len(r.Headers)
-		for j := range r.Headers {
-			size += len(r.Headers[j].Value)
+		k := &kgo.Record{Topic: r.Topic, Key: []byte(r.Key), Value: r.Value, Headers: make([]kgo.RecordHeader, 1, 1+len(r.Headers))}
+		k.Headers[0] = kgo.RecordHeader{Key: event.MetaEventID, Value: []byte(r.ID)}
+		for _, h := range r.Headers {
+			k.Headers = append(k.Headers, kgo.RecordHeader{Key: h.Key, Value: []byte(h.Value)})
 		}
-	}
-	texts, pairs := make([]byte, 0, size), make([]kgo.RecordHeader, 0, headers)
-	bytesOf := func(s string) []byte {
-		at := len(texts)
-		texts = append(texts, s...)
-		return texts[at:len(texts):len(texts)]
-	}
-	made, all := make([]kgo.Record, len(records)), make([]*kgo.Record, len(records))
-	for i := range records {
-		r, first := &records[i], len(pairs)
-		pairs = append(pairs, kgo.RecordHeader{Key: event.MetaEventID, Value: bytesOf(r.ID)})
-		for j := range r.Headers {
-			pairs = append(pairs, kgo.RecordHeader{Key: r.Headers[j].Key, Value: bytesOf(r.Headers[j].Value)})
-		}
-		made[i] = kgo.Record{Topic: r.Topic, Key: bytesOf(r.Key), Value: r.Value, Headers: pairs[first:len(pairs):len(pairs)]}
-		all[i] = &made[i]
+		all[i] = k
 	}
 	return all
 }

@@ -20,25 +20,19 @@ import (
 // TestConformance runs Watermill's suite.
 //
 // An outbox has one topic and takes envelopes, so the suite's messages travel in envelopes and each of its topics is a
-// database of its own. The suite takes a guarantee of order for one message in flight, so order is claimed with a
-// window of one only; the other tests prove it for wide ones. There are no consumer groups: an outbox has one reader.
+// database of its own. The suite knows no batches, so each is of one event. There are no consumer groups: an outbox has
+// one reader.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	for name, window := range map[string]int{"window of one": 1, "wide window": 1000} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			stores := &storesByTopic{m: map[string]func() *store{}}
-			tests.TestPubSub(t, tests.Features{
-				GuaranteedOrder: window == 1,
-				Persistent:      true,
-				ForceShort:      os.Getenv("CI") == "",
-			}, func(t *testing.T) (message.Publisher, message.Subscriber) {
-				of := func(topic string) *store { return stores.get(t, topic) }
-				return &carrierPub{store: of, pubs: map[string]*outbox.Publisher{}},
-					&carrierSub{t: t, store: of, window: window, subs: map[string]*outbox.Subscriber{}}
-			}, nil)
-		})
-	}
+	stores := &storesByTopic{m: map[string]func() *store{}}
+	tests.TestPubSub(t, tests.Features{
+		GuaranteedOrder: true,
+		Persistent:      true,
+		ForceShort:      os.Getenv("CI") == "",
+	}, func(t *testing.T) (message.Publisher, message.Subscriber) {
+		of := func(topic string) *store { return stores.get(t, topic) }
+		return &carrierPub{store: of, pubs: map[string]*outbox.Publisher{}}, &carrierSub{t: t, store: of, subs: map[string]*outbox.Subscriber{}}
+	}, nil)
 }
 
 // storesByTopic gives all publishers and subscribers of a test the same database for a topic.
@@ -119,9 +113,8 @@ func (p *carrierPub) Close() error {
 }
 
 type carrierSub struct {
-	t      *testing.T
-	store  func(topic string) *store
-	window int
+	t     *testing.T
+	store func(topic string) *store
 
 	mu      sync.Mutex
 	subs    map[string]*outbox.Subscriber
@@ -133,7 +126,7 @@ func (s *carrierSub) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	sub := s.subs[topic]
 	if sub == nil {
 		sub = outbox.NewSubscriber(s.store(topic).pool, outbox.SubscriberConfig{
-			Window: s.window, Poll: 20 * time.Millisecond, CloseTimeout: 500 * time.Millisecond})
+			Window: 1, Poll: 20 * time.Millisecond, CloseTimeout: 500 * time.Millisecond})
 		s.subs[topic] = sub
 		s.t.Cleanup(func() { _ = s.Close() }) // TestPublishSubscribeInOrder forgets it
 	}

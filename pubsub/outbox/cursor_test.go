@@ -184,22 +184,18 @@ func TestTwoCursorsCountOnce(t *testing.T) {
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
 	cfg := outbox.SubscriberConfig{Poll: 20 * time.Millisecond}
-	first, out1 := s.start(cfg)
+	first, out1 := s.batches(cfg)
 	require.Eventually(t, func() bool { return first.State().Leading }, soon, tick)
 	var events []event.Envelope
 	for i := range 20 {
 		events = append(events, newEvent("a", i))
 	}
 	require.NoError(t, p.Ingest(t.Context(), events))
-	held := make([]received, 0, 20)
-	for range 20 {
-		held = append(held, next(t, out1))
-	}
+	held, records := nextBatch(t, out1)
+	require.Len(t, records, 20)
 	second, out2 := s.start(cfg)
 	s.killLeader()
-	for _, r := range held { // acknowledged by the bus while the lock is lost
-		r.msg.Ack()
-	}
+	held.Ack() // by the bus, while the lock is lost
 	deadline := time.After(soon)
 	for s.counts().Position < 20 {
 		select {

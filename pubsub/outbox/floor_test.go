@@ -53,7 +53,7 @@ func TestLateCommitsAreNotBelowTheFloor(t *testing.T) {
 
 	tx, err := s.pool.Begin(t.Context())
 	require.NoError(t, err)
-	_, err = tx.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared(x'6f7574626f78'::bigint)`)
+	_, err = tx.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared(x'67617465'::int, 'outbox'::regclass::oid::int)`)
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), `INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
 		VALUES (gen_random_uuid(), 'system.note', 'late', now(), now(), '{}', '{}')`)

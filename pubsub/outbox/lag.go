@@ -20,7 +20,7 @@ const mostCounted = 50_000
 // Lag returns how far the relay is behind; Oldest is when the oldest of these events was taken in, zero if there are
 // none. It is the active relay that knows. With nothing to do it does not ask the database.
 func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
-	if s.drained.Load() && s.Oldest().IsZero() {
+	if s.drained.Load() && s.published.Load() == s.State().Sequenced {
 		return Lag{}, nil
 	}
 	var l Lag

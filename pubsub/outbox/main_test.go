@@ -21,6 +21,7 @@ import (
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/migrations"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 )
 
@@ -77,12 +78,69 @@ func (s *store) subscribe(cfg outbox.SubscriberConfig) (*outbox.Subscriber, <-ch
 	return sub, out
 }
 
+// start starts a relay whose batches are handed out event by event.
 func (s *store) start(cfg outbox.SubscriberConfig) (*outbox.Subscriber, <-chan *message.Message) {
+	s.t.Helper()
+	sub, out := s.batches(cfg)
+	return sub, single(out)
+}
+
+// batches starts a relay.
+func (s *store) batches(cfg outbox.SubscriberConfig) (*outbox.Subscriber, <-chan *message.Message) {
 	s.t.Helper()
 	sub := outbox.NewSubscriber(s.pool, cfg)
 	out, err := sub.Subscribe(s.t.Context(), outbox.Topic)
 	require.NoError(s.t, err)
 	return sub, out
+}
+
+// single hands out batches as messages of one event each, one after the other.
+func single(in <-chan *message.Message) <-chan *message.Message {
+	out := make(chan *message.Message)
+	go func() {
+		defer close(out)
+		for m := range in {
+			b := batch.From(m)
+			for len(b.Rest()) > 0 && one(batch.New(m.Context(), b.Rest()[:1]), out) {
+				b.Done(1)
+			}
+			if len(b.Rest()) > 0 {
+				m.Nack()
+			} else {
+				m.Ack()
+			}
+		}
+	}()
+	return out
+}
+
+// one hands out a message and reports whether it was acknowledged.
+func one(m *message.Message, out chan<- *message.Message) bool {
+	select {
+	case out <- m:
+	case <-m.Context().Done():
+		return false
+	}
+	select {
+	case <-m.Acked():
+		return true
+	case <-m.Nacked():
+	case <-m.Context().Done():
+	}
+	return false
+}
+
+// nextBatch receives a batch.
+func nextBatch(t *testing.T, out <-chan *message.Message) (*message.Message, []batch.Record) {
+	t.Helper()
+	select {
+	case m, ok := <-out:
+		require.True(t, ok, "the subscription has ended")
+		return m, batch.From(m).Records()
+	case <-time.After(soon):
+		require.FailNow(t, "no message")
+		return nil, nil
+	}
 }
 
 // drain closes a relay, acknowledging what it still hands out.

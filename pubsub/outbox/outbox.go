@@ -19,23 +19,24 @@ import (
 // Topic is the only topic of the outbox.
 const Topic = "outbox"
 
-// channel is what the subscriber listens on; a notification carries the ID of the publisher that sent it.
-const channel = "cornjacket_outbox"
+// channel begins the name of what the subscriber listens on; the rest is the table's own number, so that schemas of one
+// database have each their own. A notification carries the ID of the publisher that sent it.
+const channel = "cornjacket_outbox_"
 
-// gateKey is the advisory lock that every insert shares from before it draws its first ID until its commit. Whoever has
-// it alone knows that all IDs drawn so far are committed or will never be; see [sequencer.raiseFloor].
-const gateKey = 0x6f7574626f78 // "outbox"
+// gateClass is the advisory lock, of each outbox, that every insert shares from before it draws its first ID until its
+// commit. Whoever has it alone knows that all IDs drawn so far are committed or will never be; see [sequencer.raiseFloor].
+const gateClass = 0x67617465 // "gate"
 
 const insertRows = `
 WITH gate AS MATERIALIZED (
-	SELECT pg_advisory_xact_lock_shared($9)
+	SELECT pg_advisory_xact_lock_shared($9, 'outbox'::regclass::oid::int)
 ), stored AS (
 	INSERT INTO outbox (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata)
 	SELECT id, type, aggregate, time, ingested, payload::json, metadata::json
 	FROM gate, unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::text[])
 		AS row (id, type, aggregate, time, ingested, payload, metadata)
 )
-SELECT pg_notify('` + channel + `', $8) WHERE $8 <> ''`
+SELECT pg_notify('` + channel + `' || 'outbox'::regclass::oid, $8) WHERE $8 <> ''`
 
 // insert writes events with one statement, and one notification unless that is empty.
 func insert(ctx context.Context, db interface {
@@ -54,7 +55,7 @@ func insert(ctx context.Context, db interface {
 		types[i], aggregates[i], times[i], ingested[i] = e.Type, e.AggregateID, e.Time, e.IngestedAt
 		payloads[i], metadata[i] = e.Payload, meta
 	}
-	if _, err := db.Exec(ctx, insertRows, ids, types, aggregates, times, ingested, payloads, metadata, notify, int64(gateKey)); err != nil {
+	if _, err := db.Exec(ctx, insertRows, ids, types, aggregates, times, ingested, payloads, metadata, notify, int32(gateClass)); err != nil {
 		return fmt.Errorf("put %d events in the outbox: %w", n, err)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 )
 
@@ -81,7 +82,8 @@ func TestPublisherStoresWhatItWasGiven(t *testing.T) {
 	got.msg.Ack()
 	e.Metadata.Position = 1
 	require.Equal(t, e, got.Envelope, "payload byte for byte, and all metadata")
-	require.Equal(t, message.Metadata{"event_type": "sensor.reading", "aggregate_id": "Gerät-1", "correlation_id": "c\"'", "traceparent": e.Metadata.Traceparent}, got.msg.Metadata)
+	require.Equal(t, message.Metadata{"event_type": "sensor.reading", "correlation_id": "c\"'", "traceparent": e.Metadata.Traceparent}, got.msg.Metadata)
+	require.Equal(t, "Gerät-1", batch.From(got.msg).Records()[0].Key)
 }
 
 func TestPublisherKeepsOrder(t *testing.T) {

@@ -9,22 +9,16 @@ import (
 	"math"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 // maxBatchBytes bounds the payloads of one batch, as they are stored.
 const maxBatchBytes = 4 << 20
-
-const keyMetadata = event.MetaAggregateID
 
 // sequencer does the database work of the active relay on the one connection that holds the lock: when the connection
 // is lost so is the lock, and no statement of ours can take effect after another instance has taken over.
@@ -93,7 +87,7 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 			s.cfg.Log.Info("relay leads", "position", q.position)
 			return q, nil
 		}
-		if !sleep(ctx, s.cfg.Poll) {
+		if !batch.Sleep(ctx, s.cfg.Poll) {
 			q.close()
 			return nil, nil
 		}
@@ -105,7 +99,7 @@ func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
 	var leading bool
-	if err := q.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(lockKey)).Scan(&leading); err != nil {
+	if err := q.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, 'outbox'::regclass::oid::int)`, int32(lockClass)).Scan(&leading); err != nil {
 		return false, fmt.Errorf("take the relay's lock: %w", err)
 	}
 	if !leading {
@@ -129,22 +123,6 @@ func (q *sequencer) cursor(ctx context.Context) (position, floor int64, err erro
 		return 0, 0, fmt.Errorf("read relay cursor: %w", err)
 	}
 	return position, floor, nil
-}
-
-// after returns stored events behind a position, for a relay that takes over.
-func (q *sequencer) after(ctx context.Context, position int64) (page, error) {
-	qctx, cancel := context.WithTimeout(ctx, q.timeout)
-	defer cancel()
-	rows, err := q.conn.Query(qctx, `SELECT position, event_id, event_type, aggregate_id, event_time, ingested_at,
-		payload::text, metadata::text, true FROM event_store WHERE position > $1 ORDER BY position LIMIT 500`, position)
-	if err != nil {
-		return page{}, fmt.Errorf("read unpublished events: %w", err)
-	}
-	p, err := collect(rows)
-	if err != nil {
-		return page{}, err
-	}
-	return p, q.report(ctx, p.unreadable)
 }
 
 // sequence moves a batch into the log. The window bounds a batch by bytes too, and its first row always passes.
@@ -208,7 +186,7 @@ func (q *sequencer) next(ctx context.Context) (p page, more bool, err error) {
 			return p, more, err
 		}
 	}
-	return p, more, q.report(ctx, p.unreadable)
+	return p, more, nil
 }
 
 const (
@@ -233,7 +211,7 @@ func (q *sequencer) raiseFloor(ctx context.Context) error {
 	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
 		return fmt.Errorf("raise the floor of the outbox: %w", err)
 	}
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(gateKey)); err != nil {
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1, 'outbox'::regclass::oid::int)`, int32(gateClass)); err != nil {
 		if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "55P03" { // lock_not_available
 			return nil
 		}
@@ -266,69 +244,4 @@ func (q *sequencer) move(ctx context.Context, limit int, low, high int64) (page,
 	}
 	q.position += int64(p.taken)
 	return p, nil
-}
-
-// page is what one statement has read: the readable events of it, in order.
-type page struct {
-	msgs       []*message.Message
-	positions  []int64
-	last       int64 // newest position, of whatever kind
-	taken      int   // rows, with those that were in the log already
-	bytes      int   // payloads of all rows
-	unreadable []unreadable
-}
-
-// unreadable is an event of the log that can't be put in an envelope.
-type unreadable struct {
-	position      int64
-	eventType     string
-	correlationID *string
-	err           error
-}
-
-// collect reads rows into messages, leaving out events that were in the log already.
-func collect(rows pgx.Rows) (page, error) {
-	defer rows.Close()
-	var p page
-	for rows.Next() {
-		var (
-			e                 event.Envelope
-			at, ingested      pgtype.Timestamptz
-			payload, metadata []byte
-			fresh             bool
-		)
-		err := rows.Scan(&p.last, (*[16]byte)(&e.ID), &e.Type, &e.AggregateID, &at, &ingested, &payload, &metadata, &fresh)
-		if err != nil {
-			return page{}, fmt.Errorf("read event: %w", err)
-		}
-		p.taken++
-		p.bytes += len(payload)
-		if !fresh {
-			continue
-		}
-		e.Payload = jsontext.Value(payload)
-		m, err := readable(&e, at, ingested, metadata, p.last)
-		if err != nil {
-			p.unreadable = append(p.unreadable, unreadable{p.last, e.Type, correlationOf(metadata), err})
-			continue
-		}
-		p.msgs, p.positions = append(p.msgs, m), append(p.positions, p.last)
-	}
-	if err := rows.Err(); err != nil {
-		return page{}, fmt.Errorf("read events: %w", err)
-	}
-	return p, nil
-}
-
-// readable completes an envelope and returns it as a message. Its error is about the event alone.
-func readable(e *event.Envelope, at, ingested pgtype.Timestamptz, metadata []byte, position int64) (*message.Message, error) {
-	if at.InfinityModifier != pgtype.Finite || ingested.InfinityModifier != pgtype.Finite {
-		return nil, fmt.Errorf("event %s has an infinite time", e.ID)
-	}
-	e.Time, e.IngestedAt = at.Time.UTC(), ingested.Time.UTC()
-	if err := json.Unmarshal(metadata, &e.Metadata); err != nil {
-		return nil, fmt.Errorf("read metadata of event %s: %w", e.ID, err)
-	}
-	e.Metadata.Position = position
-	return Message(e)
 }

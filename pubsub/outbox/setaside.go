@@ -42,11 +42,8 @@ func (q *sequencer) single(ctx context.Context) (page, error) {
 		return page{}, fmt.Errorf("read the first event of the outbox: %w", err)
 	}
 	p, err := q.move(ctx, 1, id, id)
-	if err == nil {
-		return p, q.report(ctx, p.unreadable)
-	}
-	if !refused(err) {
-		return page{}, err
+	if err == nil || !refused(err) {
+		return p, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
@@ -69,20 +66,20 @@ func (q *sequencer) first(ctx context.Context) (id int64, eventType string, corr
 
 // report makes dead letters of events that are in the log and can't be published. They come up again when another relay
 // takes over before the cursor has passed them, and are then known already.
-func (q *sequencer) report(ctx context.Context, events []unreadable) error {
+func (s *Subscriber) report(ctx context.Context, events []unreadable) error {
 	for _, u := range events {
-		if err := q.reportOne(ctx, u); err != nil {
+		if err := s.reportOne(ctx, u); err != nil {
 			return fmt.Errorf("set aside the event at position %d, which can't be published: %w", u.position, err)
 		}
-		q.log.Warn("event can't be published, is now a dead letter", "position", u.position, "reason", reason(u.err))
+		s.cfg.Log.Warn("event can't be published, is now a dead letter", "position", u.position, "reason", reason(u.err))
 	}
 	return nil
 }
 
-func (q *sequencer) reportOne(ctx context.Context, u unreadable) error {
-	ctx, cancel := context.WithTimeout(ctx, q.timeout)
+func (s *Subscriber) reportOne(ctx context.Context, u unreadable) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	_, err := q.conn.Exec(ctx, letter+`position, aggregate_id, $2, $3, $4, position FROM event_store WHERE position = $1
+	_, err := s.pool.Exec(ctx, letter+`position, aggregate_id, $2, $3, $4, position FROM event_store WHERE position = $1
 		ON CONFLICT DO NOTHING`, u.position, reason(u.err), u.correlationID, deadLetterTopic(u.eventType))
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,14 +13,14 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/cornjacket/platform-services/pubsub/window"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 // SubscriberConfig configures a [Subscriber].
 type SubscriberConfig struct {
-	// Window is the most events that may be handed out and not acknowledged; 2,000 if zero.
+	// Window is the most events of a batch; 2,000 if zero.
 	Window int
-	// MaxBatch is the most events that are sequenced by one statement; 1,000 if zero.
+	// MaxBatch is the most events that are sequenced by one statement, at most Window; 1,000 if zero.
 	MaxBatch int
 	// Poll is how often the outbox is looked at when nothing wakes the relay; 1 s if zero.
 	Poll time.Duration
@@ -37,7 +38,8 @@ type SubscriberConfig struct {
 	Log *slog.Logger
 }
 
-// Subscriber moves events from the outbox into the event log and hands them out in the order of their positions. One
+// Subscriber moves events from the outbox into the event log and hands them out, in batches, in the order of their
+// positions. It goes on sequencing while the batches are not acknowledged. One
 // subscriber of a database is active at a time; others stand by and take over within seconds. Events are handed out
 // again after a crash, with the same positions. It implements [message.Subscriber].
 type Subscriber struct {
@@ -46,12 +48,14 @@ type Subscriber struct {
 	wake chan struct{}
 
 	state     atomic.Pointer[State]
-	limit     int          // of the next sequencer's batches; of the subscription that is active
-	published atomic.Int64 // newest position of the acknowledged prefix
-	floor     atomic.Int64 // everything in the outbox up to this ID has been taken
-	drained   atomic.Bool  // the outbox was empty when it was last looked at, and all behind the cursor was handed out
-	saved     *cursor      // of the goroutine that saves; nil if unknown
-	lane      atomic.Pointer[window.Lane[int64]]
+	limit     int           // of the next sequencer's batches; of the subscription that is active
+	published atomic.Int64  // newest position of the acknowledged prefix
+	floor     atomic.Int64  // everything in the outbox up to this ID has been taken
+	drained   atomic.Bool   // the outbox was empty when it was last looked at
+	saved     *cursor       // of the goroutine that saves; nil if unknown
+	dirty     chan struct{} // published has moved
+	feed      *feed
+	sender    atomic.Pointer[batch.Sender]
 
 	ctx    context.Context // ends with Close
 	stop   context.CancelFunc
@@ -69,8 +73,8 @@ type State struct {
 	Sequenced int64     // newest position in the event log
 }
 
-// lockKey is the advisory lock of the active relay.
-const lockKey = 0x636f726e6a61636b // "cornjack"
+// lockClass is the advisory lock of the active relay of each outbox.
+const lockClass = 0x636f726e // "corn"
 
 // NewSubscriber returns a subscriber on the database of pool, which stays the caller's.
 func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
@@ -95,7 +99,11 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Subscriber{cfg: cfg, pool: pool, limit: cfg.MaxBatch, wake: make(chan struct{}, 1), active: make(chan struct{}, 1)}
+	cfg.MaxBatch = min(cfg.MaxBatch, cfg.Window)
+	s := &Subscriber{
+		cfg: cfg, pool: pool, limit: cfg.MaxBatch, feed: newFeed(cfg.Window), dirty: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), active: make(chan struct{}, 1),
+	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.state.Store(&State{})
 	return s
@@ -115,10 +123,10 @@ func (s *Subscriber) State() State { return *s.state.Load() }
 // Published returns the newest position up to which all events have been acknowledged.
 func (s *Subscriber) Published() int64 { return s.published.Load() }
 
-// Oldest returns when the oldest event in flight was handed out, zero if none is.
+// Oldest returns when the batch in flight was handed out, zero if none is.
 func (s *Subscriber) Oldest() time.Time {
-	if l := s.lane.Load(); l != nil {
-		return l.Oldest()
+	if sender := s.sender.Load(); sender != nil {
+		return sender.Oldest()
 	}
 	return time.Time{}
 }
@@ -134,19 +142,19 @@ func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	unhook := context.AfterFunc(s.ctx, cancel)
-	out := make(chan *message.Message)
+	sender := batch.NewSender(s.cfg.CloseTimeout)
 	s.running.Go(func() {
-		defer close(out)
+		defer close(sender.Out())
 		defer cancel()
 		defer unhook()
 		select {
 		case s.active <- struct{}{}:
-			s.run(ctx, out)
+			s.run(ctx, sender)
 			<-s.active
 		case <-ctx.Done():
 		}
 	})
-	return out, nil
+	return sender.Out(), nil
 }
 
 // Close ends the subscription and waits until what is in flight has been acknowledged or CloseTimeout has passed.
@@ -159,13 +167,20 @@ func (s *Subscriber) Close() error {
 }
 
 // run leads as long as it can, and stands by otherwise.
-func (s *Subscriber) run(ctx context.Context, out chan<- *message.Message) {
+func (s *Subscriber) run(ctx context.Context, sender *batch.Sender) {
+	s.sender.Store(sender)
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		s.publish(ctx, sender)
+	}()
+	defer func() { <-published }()
 	const minBackoff, maxBackoff = 100 * time.Millisecond, 2 * time.Second
 	backoff := minBackoff
 	defer s.update(func(st *State) { st.Leading = false })
 	for ctx.Err() == nil {
 		started := time.Now()
-		err := s.lead(ctx, out)
+		err := s.lead(ctx, published)
 		if ctx.Err() != nil {
 			return
 		}
@@ -173,7 +188,7 @@ func (s *Subscriber) run(ctx context.Context, out chan<- *message.Message) {
 		if time.Since(started) > maxBackoff {
 			backoff = minBackoff
 		}
-		if !sleep(ctx, backoff) {
+		if !batch.Sleep(ctx, backoff) {
 			return
 		}
 		backoff = min(2*backoff, maxBackoff)
@@ -197,178 +212,73 @@ func (s *Subscriber) answered() {
 	s.update(func(st *State) { st.LastRound, st.Err = time.Now(), nil })
 }
 
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// lead waits for the lock and relays until ctx ends, which is no error, or the database fails.
-func (s *Subscriber) lead(ctx context.Context, out chan<- *message.Message) error {
+// lead waits for the lock and sequences until ctx ends, which is no error, or the database fails. The lock is kept until
+// what was handed out has been published, so that a successor repeats nothing.
+func (s *Subscriber) lead(ctx context.Context, published <-chan struct{}) error {
 	seq, err := s.acquire(ctx)
 	if err != nil || seq == nil {
 		return err
 	}
 	defer seq.close()
-
-	// The lane outlives ctx, so that what is in flight can be acknowledged; it ends with the leadership.
-	laneCtx, abandon := context.WithCancel(context.WithoutCancel(ctx))
-	defer abandon()
-	dirty := make(chan struct{}, 1)
-	lane := window.NewLane(laneCtx, out, window.LaneConfig[int64]{
-		Size: s.cfg.Window,
-		Advance: func(position int64) {
-			s.published.Store(position)
-			select {
-			case dirty <- struct{}{}:
-			default:
-			}
-		},
-	})
-	s.lane.Store(lane)
-	s.drained.Store(false)
-	s.saved = nil // another relay may have moved it, or somebody may have set it back
-	var helpers sync.WaitGroup
-	saverCtx, stopSaver := context.WithCancel(laneCtx)
-	listenCtx, stopListening := context.WithCancel(ctx)
-	defer helpers.Wait()
-	defer stopSaver()
-	defer stopListening()
-	helpers.Go(func() { s.saveCursor(saverCtx, dirty) })
-	helpers.Go(func() { s.listen(listenCtx) })
-
-	err = s.relay(ctx, laneCtx, seq, lane)
-	s.limit = seq.limit
-	if ctx.Err() == nil {
-		abandon()
-		<-lane.Done()
-		stopListening()
-		helpers.Wait() // the one that saves has ended with the lane
-		s.saveFailed(ctx)
-		return err
-	}
-	s.finish(lane, abandon)
-	stopListening()
-	stopSaver()
-	helpers.Wait()
-	s.saveLast()
-	return nil
-}
-
-// finish waits for what is in flight, for as long as it may.
-func (s *Subscriber) finish(lane *window.Lane[int64], abandon context.CancelFunc) {
-	lane.Close()
-	limit := time.NewTimer(s.cfg.CloseTimeout)
-	defer limit.Stop()
-	select {
-	case <-lane.Done():
-	case <-limit.C:
-		s.cfg.Log.Warn("events were still in flight at the end; they will be published again", "since", lane.Oldest())
-		abandon()
-		<-lane.Done()
-	}
-}
-
-// relay hands out what a predecessor left unpublished, then whatever comes.
-func (s *Subscriber) relay(ctx, laneCtx context.Context, seq *sequencer, lane *window.Lane[int64]) error {
-	send := func(p page) bool {
-		for i, m := range p.msgs {
-			src := window.Source{Topic: Topic, Partition: -1, Offset: p.positions[i], Key: m.Metadata[keyMetadata]}
-			if !lane.Send(ctx, laneCtx, m, p.positions[i], src) {
-				return false
-			}
-		}
-		return true
-	}
 	cursor, floor, err := seq.cursor(ctx)
 	if err != nil {
 		return err
 	}
-	s.published.Store(cursor)
+	s.drained.Store(false)
+	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	s.floor.Store(floor)
-	for {
-		p, err := seq.after(ctx, cursor)
-		if err != nil {
-			return err
-		}
-		s.answered()
-		if p.taken == 0 {
-			break
-		}
-		if !send(p) {
-			return nil
-		}
-		cursor = p.last
+	s.published.Store(cursor)
+	s.feed.begin(cursor, seq.position)
+
+	helperCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var helpers sync.WaitGroup
+	helpers.Go(func() { s.saveCursor(helperCtx) })
+	helpers.Go(func() { s.listen(helperCtx) })
+	err = s.sequence(ctx, seq)
+	s.limit = seq.limit
+	if ctx.Err() != nil {
+		<-published
 	}
-	return s.follow(ctx, seq, send)
-}
-
-// round is what one look at the outbox has brought.
-type round struct {
-	page
-	more      bool  // the outbox is likely not empty
-	sequenced int64 // newest position in the log
-	err       error // ends the leadership
-}
-
-// follow hands out what comes into the outbox. While a page is being handed out the next one is read already, so that
-// neither the database nor the processors wait for the other.
-func (s *Subscriber) follow(ctx context.Context, seq *sequencer, send func(page) bool) error {
-	ctx, stop := context.WithCancel(ctx)
-	rounds := make(chan round)
-	var reader sync.WaitGroup
-	defer reader.Wait()
-	defer stop()
-	reader.Go(func() { s.read(ctx, seq, rounds) })
-	for {
-		select {
-		case r := <-rounds:
-			if r.err != nil {
-				return r.err
-			}
-			s.drained.Store(r.taken == 0 && !r.more)
-			s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, r.sequenced })
-			if !send(r.page) {
-				return nil
-			}
-		case <-ctx.Done():
-			return nil
-		}
+	s.feed.end()
+	stop()
+	helpers.Wait()
+	if ctx.Err() != nil {
+		s.saveLast()
+		return nil
 	}
+	s.saveFailed(ctx)
+	return err
 }
 
-// read looks at the outbox whenever there may be something in it, until that fails or ctx ends.
-func (s *Subscriber) read(ctx context.Context, seq *sequencer, rounds chan<- round) {
+// sequence looks at the outbox whenever there may be something in it, until that fails or ctx ends.
+func (s *Subscriber) sequence(ctx context.Context, seq *sequencer) error {
 	timer := time.NewTimer(s.cfg.Poll)
 	defer timer.Stop()
 	for {
 		began := time.Now()
 		p, more, err := seq.next(ctx)
+		if err != nil {
+			return err
+		}
+		took := time.Since(began)
 		if seq.floor > 0 {
 			s.floor.Store(seq.floor)
 		}
-		select {
-		case rounds <- round{p, more, seq.position, err}:
-		case <-ctx.Done():
-			return
-		}
+		s.update(func(st *State) { st.LastRound, st.Err, st.Sequenced = time.Now(), nil, seq.position })
+		s.drained.Store(p.taken == 0 && !more)
+		s.feed.put(ctx, p)
 		switch {
-		case err != nil:
-			return
 		case more:
 			continue
-		case p.taken >= window.PaceFrom && !sleep(ctx, window.Gather(time.Since(began))):
-			return
+		case !batch.Sleep(ctx, batch.Gather(p.taken, took, 0)):
+			return nil
 		}
 		timer.Reset(s.cfg.Poll)
 		select {
 		case <-s.wake:
 		case <-timer.C:
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }
@@ -381,7 +291,7 @@ func (s *Subscriber) listen(ctx context.Context) {
 			return
 		}
 		s.cfg.Log.Debug("listening for outbox notifications failed, trying again", "error", err)
-		if !sleep(ctx, s.cfg.Poll) {
+		if !batch.Sleep(ctx, s.cfg.Poll) {
 			return
 		}
 	}
@@ -394,7 +304,10 @@ func (s *Subscriber) listenOnce(ctx context.Context) error {
 	}
 	defer closeConn(conn)
 	execCtx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	_, err = conn.Exec(execCtx, "LISTEN "+channel)
+	var table uint32
+	if err = conn.QueryRow(execCtx, `SELECT 'outbox'::regclass::oid`).Scan(&table); err == nil {
+		_, err = conn.Exec(execCtx, "LISTEN "+channel+strconv.FormatUint(uint64(table), 10))
+	}
 	cancel()
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -413,15 +326,15 @@ func (s *Subscriber) listenOnce(ctx context.Context) error {
 
 // saveCursor writes the cursor some time after it has moved: what a crash repeats has the same positions, and is
 // ignored by whoever has applied it.
-func (s *Subscriber) saveCursor(ctx context.Context, dirty <-chan struct{}) {
+func (s *Subscriber) saveCursor(ctx context.Context) {
 	const every = 200 * time.Millisecond
 	for {
 		select {
-		case <-dirty:
+		case <-s.dirty:
 		case <-ctx.Done():
 			return
 		}
-		if !sleep(ctx, every) {
+		if !batch.Sleep(ctx, every) {
 			return
 		}
 		if err := s.writeCursor(ctx); err != nil && ctx.Err() == nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/outbox"
-	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
 func TestSubscriberSequences(t *testing.T) {
@@ -28,9 +28,12 @@ func TestSubscriberSequences(t *testing.T) {
 	for i, r := range nextAcked(t, out, total) {
 		require.EqualValues(t, i+1, r.Metadata.Position)
 		require.Equal(t, events[i].ID, r.ID)
-		src, ok := window.SourceFrom(r.msg.Context())
-		require.True(t, ok)
-		require.Equal(t, window.Source{Topic: outbox.Topic, Partition: -1, Offset: int64(i + 1), Key: r.AggregateID}, src)
+		got := batch.From(r.msg).Records()[0]
+		got.Value = nil
+		require.Equal(t, batch.Record{
+			Topic: outbox.Topic, Partition: -1, Offset: int64(i + 1), Key: r.AggregateID, ID: r.ID.String(),
+			Headers: []batch.Header{{Key: event.MetaCorrelationID, Value: "c-1"}, {Key: event.MetaEventType, Value: "sensor.reading"}},
+		}, got)
 	}
 	require.Zero(t, s.count("outbox"))
 	require.Equal(t, values(0, total), s.stored())
@@ -119,97 +122,91 @@ func TestSubscriberPositionsGrowUnderConcurrency(t *testing.T) {
 	require.Len(t, all, publishers*calls)
 }
 
+// One batch is in flight, of no more than the window; the log goes on being sequenced, and the rest is read from it.
 func TestSubscriberWindowIsBound(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
-	sub, out := s.subscribe(outbox.SubscriberConfig{Window: 5, MaxBatch: 10})
+	sub, out := s.batches(outbox.SubscriberConfig{Window: 5, MaxBatch: 10})
+	defer func() { require.NoError(t, sub.Close()) }()
 	var events []event.Envelope
 	for i := range 100 {
 		events = append(events, newEvent("a", i))
 	}
 	require.NoError(t, p.Ingest(t.Context(), events))
-	var held []received
-	for range 5 {
-		held = append(held, next(t, out))
-	}
-	select {
-	case m := <-out:
-		require.FailNow(t, "window of 5 overrun", "%s", m.Payload)
-	case <-time.After(100 * time.Millisecond):
-	}
-	require.Equal(t, 80, s.count("outbox"), "no more is sequenced than the page that is being handed out, and the next")
+	m, records := nextBatch(t, out)
+	require.Len(t, records, 5)
 	require.False(t, sub.Oldest().IsZero())
-	for i, r := range held[1:] {
-		r.msg.Ack()
-		require.Zero(t, sub.Published(), "event %d does not count before those before it", i+1)
-	}
-	held[0].msg.Ack()
+	require.Eventually(t, func() bool { return s.count("event_store") == 100 }, soon, tick, "the bus is away")
+	require.Empty(t, out)
+	batch.From(m).Done(2)
+	m.Nack()
+	m, records = nextBatch(t, out)
+	require.Len(t, records, 3, "with what is left of it")
+	require.EqualValues(t, 3, records[0].Offset)
+	m.Ack()
 	require.Eventually(t, func() bool { return sub.Published() == 5 }, soon, tick)
-	require.Equal(t, values(5, 100), payloads(nextAcked(t, out, 95)))
+	for at := int64(6); at <= 100; {
+		m, records := nextBatch(t, out)
+		require.LessOrEqual(t, len(records), 5)
+		for _, r := range records {
+			require.Equal(t, at, r.Offset)
+			at++
+		}
+		m.Ack()
+	}
 }
 
 func TestSubscriberHandsOutAgain(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
-	sub, out := s.subscribe(outbox.SubscriberConfig{})
+	sub, out := s.batches(outbox.SubscriberConfig{})
+	defer func() { require.NoError(t, sub.Close()) }()
 	require.NoError(t, p.Ingest(t.Context(), []event.Envelope{newEvent("a", 0), newEvent("a", 1), newEvent("b", 2)}))
-	first, second, third := next(t, out), next(t, out), next(t, out)
-	b := window.NewBatcher(window.BatcherConfig[int]{MaxBatch: 10, Flush: func(context.Context, []int) error { return nil }})
-	defer func() { require.NoError(t, b.Close(context.Background())) }()
-	later := make(chan error, 1)
-	go func() { later <- b.Do(second.msg.Context(), 1) }()
-	require.NoError(t, b.Do(third.msg.Context(), 2), "another aggregate does not wait")
-	third.msg.Ack()
-	first.msg.Nack()
-	again := next(t, out)
-	require.Equal(t, first.Envelope, again.Envelope, "with the same position")
-	require.Empty(t, later, "its successor waits")
-	require.NoError(t, b.Do(again.msg.Context(), 0))
-	require.NoError(t, <-later)
-	again.msg.Ack()
-	second.msg.Ack()
+	first, records := nextBatch(t, out)
+	first.Nack()
+	again, same := nextBatch(t, out)
+	require.Equal(t, records, same, "with the same positions")
+	again.Ack()
 	require.Eventually(t, func() bool { return sub.Published() == 3 }, soon, tick)
 	select {
-	case <-again.msg.Context().Done():
+	case <-again.Context().Done():
 	case <-time.After(soon):
 		require.FailNow(t, "the context of a message ends when it is done")
 	}
 }
 
-// Crash: what was not acknowledged, and what was but is behind such a gap, comes again with the same positions.
+// Crash: what was not acknowledged comes again with the same positions.
 func TestSubscriberRepeatsFromTheCursor(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
-	sub, out := s.start(outbox.SubscriberConfig{CloseTimeout: 10 * time.Millisecond})
+	sub, out := s.batches(outbox.SubscriberConfig{CloseTimeout: 10 * time.Millisecond})
 	const total = 1200 // more than is read at once
 	var events []event.Envelope
 	for i := range total {
 		events = append(events, newEvent(fmt.Sprint(i%5), i))
 	}
 	require.NoError(t, p.Ingest(t.Context(), events))
-	var before []received
-	for i := range total {
-		r := next(t, out)
-		if i != 20 {
-			r.msg.Ack()
-		}
-		before = append(before, r)
-	}
-	require.Eventually(t, func() bool { return sub.Published() == 20 }, soon, tick)
+	m, before := nextBatch(t, out)
+	batch.From(m).Done(20)
+	m.Nack()
+	m, _ = nextBatch(t, out)
+	require.Eventually(t, func() bool { return s.count("event_store") == total }, soon, tick)
 	require.NoError(t, sub.Close())
 	_, open := <-out
 	require.False(t, open)
-	require.ErrorIs(t, before[20].msg.Context().Err(), context.Canceled, "it is given up")
+	require.ErrorIs(t, m.Context().Err(), context.Canceled, "it is given up")
 	require.EqualValues(t, 20, scan[int64](s, "SELECT position FROM relay_cursor WHERE name = 'bus'"))
 
 	require.NoError(t, p.Ingest(t.Context(), []event.Envelope{newEvent("x", total)}))
 	_, out = s.subscribe(outbox.SubscriberConfig{})
 	after := nextAcked(t, out, total-20+1)
-	for i, r := range after[:total-20] {
-		requireSame(t, before[20+i].Envelope, r.Envelope)
+	for i, r := range before[20:] {
+		e, err := event.Unmarshal(r.Value)
+		require.NoError(t, err)
+		requireSame(t, e, after[i].Envelope)
 	}
 	require.EqualValues(t, total+1, after[total-20].Metadata.Position)
 }
@@ -260,34 +257,29 @@ func TestSubscriberCloseDrains(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
-	sub, out := s.start(outbox.SubscriberConfig{Window: 10})
+	sub, out := s.batches(outbox.SubscriberConfig{Window: 10})
 	var events []event.Envelope
 	for i := range 30 {
 		events = append(events, newEvent("a", i))
 	}
 	require.NoError(t, p.Ingest(t.Context(), events))
-	var held []received
-	for range 10 {
-		held = append(held, next(t, out))
-	}
+	m, records := nextBatch(t, out)
+	require.Len(t, records, 10)
 	closed := make(chan error, 1)
 	go func() { closed <- sub.Close() }()
 	require.Eventually(t, func() bool {
 		_, err := sub.Subscribe(t.Context(), outbox.Topic)
 		return err != nil
 	}, soon, tick, "it is closing")
-	for _, r := range held[1:] {
-		r.msg.Ack()
-	}
 	require.Empty(t, closed)
-	held[0].msg.Ack()
+	m.Ack()
 	require.NoError(t, <-closed)
 	_, open := <-out
 	require.False(t, open)
 	require.EqualValues(t, 10, scan[int64](s, "SELECT position FROM relay_cursor WHERE name = 'bus'"))
 	require.False(t, sub.State().Leading)
-	_, out = s.subscribe(outbox.SubscriberConfig{})
-	require.Equal(t, values(10, 30), payloads(nextAcked(t, out, 20)), "the rest, and nothing twice")
+	_, rest := s.subscribe(outbox.SubscriberConfig{})
+	require.Equal(t, values(10, 30), payloads(nextAcked(t, rest, 20)), "the rest, and nothing twice")
 }
 
 // Subscriptions that end at any moment, in the middle of statements too, lose nothing and give no position twice.
@@ -306,8 +298,9 @@ func TestSubscriberEndsAtAnyMoment(t *testing.T) {
 	position := map[string]int64{}
 	for round := 0; len(position) < total; round++ {
 		ctx, cancel := context.WithCancel(t.Context())
-		out, err := sub.Subscribe(ctx, outbox.Topic)
+		batches, err := sub.Subscribe(ctx, outbox.Topic)
 		require.NoError(t, err)
+		out := single(batches)
 		for n := 1; ; n++ {
 			m, ok := <-out
 			if !ok {
