@@ -60,7 +60,7 @@ func FuzzFlatSchema(f *testing.F) {
 	all := allFlat(f)
 	for _, s := range []string{
 		`{}`, `{"value":1,"unit":"C"}`, `{"value":1,"unit":"C","a":2}`, `{"value":"1","unit":"C"}`, `{"a":1,"b":2}`, `{"a":true,"b":null,"c":{},"d":[]}`,
-		`{"a":false,"b":null,"c":{"a":[1,{}]},"d":[{}]}`, `{"x":"y","z":"w"}`, `{"x":1}`, `{"user_id":"u","ip":"i"}`, `{"level":"l","message":"m","a":null}`,
+		`{"a":false,"b":null,"c":{"a":[1,{}]},"d":[{}]}`, `{"x":"y","z":"w"}`, `{"x":1}`, `{"user_id":"u","ip":"i"}`, `{"online":true}`, `{"level":"l","message":"m","a":null}`,
 		`{"\u0061":1,"b":1e5}`, `{"":""}`, `{"a":"1"}`,
 	} {
 		f.Add([]byte(s))

@@ -12,8 +12,6 @@ import (
 
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/handlers"
-	"github.com/cornjacket/platform-services/handlers/sensor"
-	"github.com/cornjacket/platform-services/handlers/user"
 )
 
 var t0 = time.Date(2026, 2, 7, 10, 0, 0, 0, time.UTC)
@@ -106,20 +104,36 @@ func fold(t *testing.T, events []*event.Envelope) handlers.State {
 func TestProjectionsAreOfTheirOwnEvents(t *testing.T) {
 	t.Parallel()
 	require.False(t, new(handlers.State).Exists())
-	state, session := sensor.State(), user.Session()
-	require.Equal(t, "sensor_state", state.Type)
-	require.Equal(t, "user_session", session.Type)
+	all := handlers.Projections()
 	for eventType, want := range map[string]string{
 		"sensor.reading": "sensor_state", "sensor.": "sensor_state", "sensor.a.b": "sensor_state",
-		"user.login": "user_session", "user.": "user_session",
-		"sensors.reading": "", "sensor-x.y": "", "users.login": "", "system.alert": "", "ai.anomaly": "", "": "", ".sensor.x": "",
+		"user.login": "user_session", "user.": "user_session", "device.status": "device_status", "ai.anomaly": "anomaly",
+		"sensors.reading": "", "sensor-x.y": "", "users.login": "", "system.alert": "", "action.fired": "", "": "", ".sensor.x": "", "sensor": "",
 	} {
-		for _, p := range []handlers.Projection{state, session} {
-			require.Equal(t, p.Type == want, p.Applies(eventType), "%s for %q", p.Type, eventType)
+		var found []string
+		for _, p := range all {
 			if p.Applies(eventType) {
-				require.Equal(t, event.Topic(eventType), p.Topic, "%q must travel where %s is read", eventType, p.Type)
+				found = append(found, p.Type)
+				require.Equal(t, event.Topic(eventType), p.Topic(), "%q must travel where %s is read", eventType, p.Type)
 			}
-			require.NotNil(t, p.Reduce)
 		}
+		if want == "" {
+			require.Empty(t, found, eventType)
+		} else {
+			require.Equal(t, []string{want}, found, eventType)
+		}
+	}
+	require.Equal(t, []string{event.TopicSensor, event.TopicUser, event.TopicSystem}, handlers.Topics(all))
+}
+
+// A projection's type is part of the names of its tables.
+func TestProjectionTypesAreNames(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
+	for _, p := range handlers.Projections() {
+		require.Regexp(t, `^[a-z0-9_]{1,40}$`, p.Type)
+		require.False(t, seen[p.Type], "%s is there twice", p.Type)
+		seen[p.Type] = true
+		require.NotNil(t, p.Reduce)
 	}
 }

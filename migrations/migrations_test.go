@@ -27,12 +27,12 @@ const (
 
 // owned are the tables of each service, without those of goose.
 var owned = map[string][]string{
-	ingestion:    {"outbox", "event_store", "relay_cursor", "relay_counts"},
-	eventhandler: {"projections"},
+	ingestion:    {"outbox", "event_store", "relay_cursor", "relay_counts", "topic_partitions"},
+	eventhandler: {"projections", "projection_versions", "projection_refusals"},
 }
 
 // shared are the tables that each owner's database has.
-var shared = []string{"dlq", "dlq_replays", "dlq_replay_letters", "goose_common"}
+var shared = []string{"dlq", "dlq_replays", "dlq_replay_letters", "consumer_positions", "goose_common"}
 
 func open(t *testing.T, url string) *sql.DB {
 	t.Helper()
@@ -250,7 +250,7 @@ func TestAnUnknownServiceIsAnError(t *testing.T) {
 func TestErrorsNameTheService(t *testing.T) {
 	t.Parallel()
 	db := open(t, "")
-	_, err := db.Exec(`CREATE TABLE consumer_counts (x int)`) // somebody else's
+	_, err := db.Exec(`CREATE TABLE projection_refusals (x int)`) // somebody else's
 	require.NoError(t, err)
 	_, err = migrations.Up(t.Context(), db, eventhandler)
 	require.ErrorContains(t, err, "migrate eventhandler")

@@ -18,6 +18,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, pgtest.IgnoreServer()) }
 
+const (
+	soon  = 20 * time.Second
+	every = 5 * time.Millisecond
+)
+
 // t0 is when the events of these tests happened.
 var t0 = time.Date(2026, 2, 7, 10, 0, 0, 123456000, time.UTC)
 

@@ -181,13 +181,14 @@ func (p *Positions) Settle(ctx context.Context) error {
 	return nil
 }
 
-// move fails to find a row that is not where it was, or whose epoch is another one.
+// move fails to find a row that is not where it was, or whose epoch is another one. The position is looked at too: a
+// PostgreSQL before the releases of November 2025 follows a row that moves while it is waited for.
 const move = `
 UPDATE consumer_positions p SET position = n.position, next_offset = CASE WHEN n.next < 0 THEN p.next_offset ELSE n.next END,
 	events = p.events + n.events, dead = p.dead + n.dead, updated_at = now()
-FROM unnest($2::tid[], $3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
-	AS n (place, topic, partition, epoch, position, next, events, dead)
-WHERE p.ctid = n.place AND p.consumer = $1 AND p.topic = n.topic AND p.partition = n.partition AND p.epoch = n.epoch
+FROM unnest($2::tid[], $3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[])
+	AS n (place, topic, partition, epoch, before, position, next, events, dead)
+WHERE p.ctid = n.place AND p.consumer = $1 AND p.topic = n.topic AND p.partition = n.partition AND p.epoch = n.epoch AND p.position = n.before
 RETURNING p.topic, p.partition, p.position, p.ctid`
 
 // Advance writes the moves of a batch within tx. [Positions.Done] has to be told of the outcome. Errors: [ErrFenced];
@@ -198,16 +199,17 @@ func (p *Positions) Advance(ctx context.Context, tx pgx.Tx, moves []Move) error 
 	n := len(moves)
 	places, topics, parts := make([]pgtype.TID, n), make([]string, n), make([]int32, n)
 	epochs, positions, offsets := make([]int64, n), make([]int64, n), make([]int64, n)
-	events, dead := make([]int64, n), make([]int64, n)
+	before, events, dead := make([]int64, n), make([]int64, n), make([]int64, n)
 	for i, m := range moves {
 		c := p.claims[m.Partition]
 		if c == nil {
 			return fmt.Errorf("%s, partition %d of %s: %w", p.consumer, m.Partition.Partition, m.Topic, ErrFenced)
 		}
 		places[i], topics[i], parts[i], epochs[i] = c.at, m.Topic, m.Partition.Partition, c.epoch
+		before[i] = c.position
 		positions[i], offsets[i], events[i], dead[i] = m.Position, m.Offset, m.Events, m.Dead
 	}
-	rows, err := tx.Query(ctx, move, p.consumer, places, topics, parts, epochs, positions, offsets, events, dead)
+	rows, err := tx.Query(ctx, move, p.consumer, places, topics, parts, epochs, before, positions, offsets, events, dead)
 	if err != nil {
 		return fmt.Errorf("write positions of %s: %w", p.consumer, err)
 	}

@@ -28,7 +28,7 @@ func TestTheRowCacheIsBounded(t *testing.T) {
 	require.Equal(t, []ProjectionKey{row(1).key()}, unknown)
 
 	for i := range 1001 {
-		c.forget([]ProjectionKey{row(i).key()})
+		c.forget([]*located{row(i)})
 	}
 	require.Zero(t, c.bytes)
 	require.Empty(t, c.rows)

@@ -3,23 +3,49 @@ package store_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/internal/fault"
-	"github.com/cornjacket/platform-services/pubsub/window"
 	"github.com/cornjacket/platform-services/store"
 )
 
 type rows = map[store.ProjectionKey]*store.Projection
+
+// activated returns a database in which each of types, or sensor_state, has a version.
+func activated(t *testing.T, types ...string) *pgxpool.Pool {
+	t.Helper()
+	if types == nil {
+		types = []string{"sensor_state"}
+	}
+	pool := database(t)
+	missing, err := store.EnsureVersions(t.Context(), pool, "eventhandler", types)
+	require.NoError(t, err)
+	require.Empty(t, missing)
+	return pool
+}
+
+// writer returns a writer to the active tables of a database.
+func writer(t *testing.T, pool *pgxpool.Pool) *store.Projections {
+	t.Helper()
+	tables, err := store.ActiveTables(t.Context(), pool)
+	require.NoError(t, err)
+	return store.NewProjections(tables)
+}
+
+// update makes one attempt, as a consumer does.
+func update(ctx context.Context, pool *pgxpool.Pool, p *store.Projections, fold func(rows) error, keys ...store.ProjectionKey) error {
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return p.Update(ctx, tx, keys, fold) })
+	p.Done(err == nil)
+	return err
+}
 
 // put returns a fold that sets a row, whatever it was.
 func put(k store.ProjectionKey, state string, position int64) func(rows) error {
@@ -36,6 +62,20 @@ func put(k store.ProjectionKey, state string, position int64) func(rows) error {
 	}
 }
 
+// increment returns a fold whose result shows every event that was lost or applied twice.
+func increment(k store.ProjectionKey, position int64) func(rows) error {
+	return func(r rows) error {
+		n := 0
+		if row := r[k]; row != nil {
+			var err error
+			if n, err = strconv.Atoi(string(row.State)); err != nil {
+				return err
+			}
+		}
+		return put(k, strconv.Itoa(n+1), position)(r)
+	}
+}
+
 func read(t *testing.T, pool *pgxpool.Pool, k store.ProjectionKey) store.Projection {
 	t.Helper()
 	p, err := store.NewReader(pool, pool).Projection(t.Context(), k.Type, k.AggregateID)
@@ -45,14 +85,14 @@ func read(t *testing.T, pool *pgxpool.Pool, k store.ProjectionKey) store.Project
 
 func TestUpdateCreatesThenFoldsWhatIsThere(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
-	p := store.NewProjections(pool)
+	pool := activated(t)
+	p := writer(t, pool)
 	k, other := key("device-1"), key("device-2")
 
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k, other, k}, func(r rows) error {
+	require.NoError(t, update(t.Context(), pool, p, func(r rows) error {
 		require.Empty(t, r, "no row exists yet")
 		return put(k, `{"value":1}`, 5)(r)
-	}))
+	}, k, other, k))
 	first := read(t, pool, k)
 	require.JSONEq(t, `{"value":1}`, string(first.State))
 	require.Equal(t, int64(5), first.Position)
@@ -60,46 +100,40 @@ func TestUpdateCreatesThenFoldsWhatIsThere(t *testing.T) {
 	require.Equal(t, t0, first.LastEventTimestamp)
 	require.NotZero(t, first.ID)
 
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{other, k}, func(r rows) error {
-		require.Len(t, r, 1, "the other row was not added, so it does not exist")
-		row := r[k]
-		require.Equal(t, k.Type, row.Type)
-		require.Equal(t, k.AggregateID, row.AggregateID)
-		require.JSONEq(t, `{"value":1}`, string(row.State))
-		require.Equal(t, int64(5), row.Position)
-		require.Equal(t, id(5), row.LastEventID)
-		require.True(t, t0.Equal(row.LastEventTimestamp))
+	for name, p := range map[string]*store.Projections{"the one that wrote it": p, "another one": writer(t, pool)} {
+		require.NoError(t, update(t.Context(), pool, p, func(r rows) error {
+			require.Len(t, r, 1, "the other row was not added, so it does not exist")
+			row := r[k]
+			require.Equal(t, k.Type, row.Type)
+			require.Equal(t, k.AggregateID, row.AggregateID)
+			require.JSONEq(t, `{"value":1}`, string(row.State))
+			require.Equal(t, int64(5), row.Position)
+			require.Equal(t, id(5), row.LastEventID)
+			require.True(t, t0.Equal(row.LastEventTimestamp))
+			row.State = jsontext.Value(`{"value":9}`) // but no event is counted
+			return nil
+		}, other, k), name)
+		require.Equal(t, first, read(t, pool, k), name)
+	}
+
+	require.NoError(t, update(t.Context(), pool, p, func(r rows) error {
 		return errors.Join(put(k, `{"value":2}`, 6)(r), put(other, `{"value":3}`, 7)(r))
-	}))
+	}, other, k))
 	second := read(t, pool, k)
 	require.JSONEq(t, `{"value":2}`, string(second.State))
 	require.Equal(t, first.ID, second.ID, "a projection keeps its identity")
 	require.True(t, second.UpdatedAt.After(first.UpdatedAt))
+	require.EqualValues(t, 2, second.EventCount)
 	require.JSONEq(t, `{"value":3}`, string(read(t, pool, other).State))
-}
-
-func TestUpdateWritesOnlyRowsWhosePositionHasGrown(t *testing.T) {
-	t.Parallel()
-	pool := database(t)
-	p := store.NewProjections(pool)
-	k := key("device-1")
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, put(k, `{"value":1}`, 5)))
-	for _, position := range []int64{5, 4, 0} {
-		require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, put(k, `{"value":99}`, position)))
-		require.JSONEq(t, `{"value":1}`, string(read(t, pool, k).State), "position %d", position)
-	}
-	require.NoError(t, p.Update(t.Context(), nil, func(r rows) error { return nil }), "no keys")
+	require.NoError(t, update(t.Context(), pool, p, func(rows) error { return nil }), "no keys")
 }
 
 func TestUpdateWithAnErrorOfFoldChangesNothing(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
-	p := store.NewProjections(pool)
+	pool := activated(t)
 	k := key("device-1")
 	refusal := errors.New("refused")
-	err := p.Update(t.Context(), []store.ProjectionKey{k}, func(r rows) error {
-		return errors.Join(put(k, `{}`, 1)(r), refusal)
-	})
+	err := update(t.Context(), pool, writer(t, pool), func(r rows) error { return errors.Join(put(k, `{}`, 1)(r), refusal) }, k)
 	require.ErrorIs(t, err, refusal)
 	_, err = store.NewReader(pool, pool).Projection(t.Context(), k.Type, k.AggregateID)
 	require.ErrorIs(t, err, fault.ErrNotFound)
@@ -109,14 +143,14 @@ func TestUpdateWithAnErrorOfFoldChangesNothing(t *testing.T) {
 // What PostgreSQL can't hold is permanent, and takes nothing of its batch with it.
 func TestUpdateMarksWhatNoRetryMendsAsPermanent(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
-	p := store.NewProjections(pool)
+	pool := activated(t)
+	p := writer(t, pool)
 	good, bad := key("device-1"), key("device-2")
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{bad}, put(bad, `{}`, 1)))
+	require.NoError(t, update(t.Context(), pool, p, put(bad, `{}`, 1), bad))
 	for name, state := range map[string]string{"NUL": `{"a":"\u0000"}`, "not JSON": `{`, "lone surrogate": `{"a":"\ud800"}`} {
-		err := p.Update(t.Context(), []store.ProjectionKey{good, bad}, func(r rows) error {
+		err := update(t.Context(), pool, p, func(r rows) error {
 			return errors.Join(put(good, `{}`, 2)(r), put(bad, state, 2)(r))
-		})
+		}, good, bad)
 		require.Error(t, err, name)
 		require.True(t, fault.IsPermanent(err), "%s: %v", name, err)
 	}
@@ -126,18 +160,19 @@ func TestUpdateMarksWhatNoRetryMendsAsPermanent(t *testing.T) {
 
 func TestUpdateIsNotPermanentWhenTheTableIsMissing(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
-	_, err := pool.Exec(t.Context(), `ALTER TABLE projections RENAME TO gone`)
+	pool := activated(t)
+	p := writer(t, pool)
+	_, err := pool.Exec(t.Context(), `ALTER TABLE projections_sensor_state_v1 RENAME TO gone`)
 	require.NoError(t, err)
 	k := key("device-1")
-	err = store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{}`, 1))
+	err = update(t.Context(), pool, p, put(k, `{}`, 1), k)
 	require.Error(t, err)
 	require.False(t, fault.IsPermanent(err), "%v", err)
 }
 
-// What another instance writes, creates, deletes or moves between our reading and our writing is noticed: fold is given
-// the rows as they are then.
-func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
+// What another instance writes, creates, deletes or moves after we have read is noticed: nothing is committed, and the
+// next attempt is given the rows as they are.
+func TestUpdateNoticesWhatWasWrittenMeanwhile(t *testing.T) {
 	t.Parallel()
 	k, other := key("device-1"), key("device-2")
 	for name, tc := range map[string]struct {
@@ -147,10 +182,10 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 		count     int64
 	}{
 		"created": {false, func(t *testing.T, pool *pgxpool.Pool) {
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, increment(k, 5)))
+			require.NoError(t, update(t.Context(), pool, writer(t, pool), increment(k, 5), k))
 		}, "2", 2},
 		"changed": {true, func(t *testing.T, pool *pgxpool.Pool) {
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, increment(k, 5)))
+			require.NoError(t, update(t.Context(), pool, writer(t, pool), increment(k, 5), k))
 		}, "3", 3},
 		"deleted": {true, func(t *testing.T, pool *pgxpool.Pool) {
 			_, err := pool.Exec(t.Context(), `DELETE FROM projections WHERE aggregate_id = $1`, k.AggregateID)
@@ -159,9 +194,9 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 		"replaced": {true, func(t *testing.T, pool *pgxpool.Pool) { // at the same place, by a row that looks the same
 			_, err := pool.Exec(t.Context(), `DELETE FROM projections`)
 			require.NoError(t, err)
-			_, err = pool.Exec(t.Context(), `VACUUM projections`)
+			_, err = pool.Exec(t.Context(), `VACUUM projections_sensor_state_v1`)
 			require.NoError(t, err)
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, "100", 1)))
+			require.NoError(t, update(t.Context(), pool, writer(t, pool), put(k, "100", 1), k))
 		}, "101", 2},
 		"moved": {true, func(t *testing.T, pool *pgxpool.Pool) {
 			_, err := pool.Exec(t.Context(), `UPDATE projections SET updated_at = now()`)
@@ -170,19 +205,23 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pool := database(t)
-			p := store.NewProjections(pool)
+			pool := activated(t)
+			p := writer(t, pool)
 			if tc.exists {
-				require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 1)))
+				require.NoError(t, update(t.Context(), pool, p, increment(k, 1), k))
 			}
 			folds := 0
-			require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{other, k}, func(r rows) error {
+			fold := func(r rows) error {
 				if folds++; folds == 1 {
 					tc.meanwhile(t, pool)
 				}
 				return errors.Join(increment(k, 9)(r), put(other, `{}`, 8)(r))
-			}))
-			require.Equal(t, 2, folds)
+			}
+			err := update(t.Context(), pool, p, fold, other, k)
+			require.ErrorIs(t, err, store.ErrConflict)
+			_, err = store.NewReader(pool, pool).Projection(t.Context(), other.Type, other.AggregateID)
+			require.ErrorIs(t, err, fault.ErrNotFound, "all or none")
+			require.NoError(t, update(t.Context(), pool, p, fold, other, k))
 			row := read(t, pool, k)
 			require.Equal(t, tc.want, string(row.State))
 			require.Equal(t, tc.count, row.EventCount)
@@ -192,159 +231,54 @@ func TestUpdateFoldsAgainWhatWasWrittenMeanwhile(t *testing.T) {
 	}
 }
 
-// A row that is deleted for a rebuild gets all its events again, with positions that the writer has seen before.
-func TestUpdateDoesNotSkipByWhatItRemembers(t *testing.T) {
-	t.Parallel()
-	pool := database(t)
-	p := store.NewProjections(pool)
-	k := key("device-1")
-	for i := range 3 {
-		require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, int64(i+1))))
-	}
-	_, err := pool.Exec(t.Context(), `DELETE FROM projections`)
-	require.NoError(t, err)
-	for i := range 2 {
-		require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, int64(i+1))))
-		require.Equal(t, strconv.Itoa(i+1), string(read(t, pool, k).State))
-	}
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 2)))
-	require.Equal(t, "2", string(read(t, pool, k).State), "this one came again")
-}
-
-// An attempt whose outcome is unknown may have been written.
+// An attempt whose outcome is unknown may have been written or not: what is remembered of its rows is forgotten.
 func TestUpdateAfterALostConnection(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
-	p := store.NewProjections(pool)
+	pool := activated(t)
+	p := writer(t, pool)
 	k := key("device-1")
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 1)))
+	require.NoError(t, update(t.Context(), pool, p, increment(k, 1), k))
 	_, err := pool.Exec(t.Context(), `CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
 		CREATE TRIGGER cut BEFORE UPDATE ON projections FOR EACH ROW EXECUTE FUNCTION cut()`)
 	require.NoError(t, err)
-	err = p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 2))
+	err = update(t.Context(), pool, p, increment(k, 2), k)
 	require.Error(t, err)
 	require.False(t, fault.IsPermanent(err))
 	_, err = pool.Exec(t.Context(), `DROP TRIGGER cut ON projections`)
 	require.NoError(t, err)
-	require.NoError(t, p.Update(t.Context(), []store.ProjectionKey{k}, increment(k, 2)))
-	require.Equal(t, "2", string(read(t, pool, k).State))
-}
+	require.NoError(t, update(t.Context(), pool, p, increment(k, 2), k))
 
-func increment(k store.ProjectionKey, position int64) func(rows) error {
-	return func(r rows) error { return count(r, k, position) }
-}
-
-// count is a reducer whose result shows every event that was lost or applied twice.
-func count(r rows, k store.ProjectionKey, position int64) error {
-	n := 0
-	if row := r[k]; row != nil {
-		if position <= row.Position {
-			return nil
-		}
-		var err error
-		if n, err = strconv.Atoi(string(row.State)); err != nil {
-			return err
-		}
-	}
-	return put(k, strconv.Itoa(n+1), position)(r)
-}
-
-type step struct {
-	key      store.ProjectionKey
-	position int64
-}
-
-// Several instances apply the same stream at the same time, as after a rebalance that one of them has not noticed.
-func TestConcurrentWritersOfTheSameEventsCountEachOnce(t *testing.T) {
-	t.Parallel()
-	const writers, keys, events = 6, 7, 280
-	pool := database(t)
-	stream := make([]step, events)
-	for i := range stream {
-		stream[i] = step{key(fmt.Sprintf("device-%d", i%keys)), int64(i + 1)}
-	}
-	var running sync.WaitGroup
-	for w := range writers {
-		running.Go(func() { apply(t, pool, stream, uint64(w)) })
-	}
-	running.Wait()
-	for i := range keys {
-		p := read(t, pool, key(fmt.Sprintf("device-%d", i)))
-		require.Equal(t, strconv.Itoa(events/keys), string(p.State))
-		require.Equal(t, int64(events-keys+i+1), p.Position)
-	}
-}
-
-// apply writes a stream in order, in batches of random size, as the event handler's batcher does.
-func apply(t *testing.T, pool *pgxpool.Pool, stream []step, seed uint64) {
-	p := store.NewProjections(pool)
-	b := window.NewBatcher(window.BatcherConfig[[]step]{
-		MaxBatch:   1,
-		MinBackoff: time.Millisecond,
-		MaxBackoff: 10 * time.Millisecond,
-		Flush: func(ctx context.Context, batches [][]step) error {
-			var keys []store.ProjectionKey
-			for _, s := range batches[0] {
-				keys = append(keys, s.key)
-			}
-			return p.Update(ctx, keys, func(r rows) error {
-				for _, s := range batches[0] {
-					if err := count(r, s.key, s.position); err != nil {
-						return fault.Permanent(err)
-					}
-				}
-				return nil
-			})
-		},
-	})
-	random := rand.New(rand.NewPCG(seed, 1))
-	for len(stream) > 0 {
-		n := min(1+random.IntN(12), len(stream))
-		if err := b.Do(context.Background(), stream[:n]); err != nil {
-			t.Errorf("write: %v", err)
-		}
-		stream = stream[n:]
-	}
-	if err := b.Close(context.Background()); err != nil {
-		t.Errorf("close: %v", err)
-	}
+	tx, err := pool.Begin(t.Context()) // committed, and nobody knows
+	require.NoError(t, err)
+	require.NoError(t, p.Update(t.Context(), tx, []store.ProjectionKey{k}, increment(k, 3)))
+	require.NoError(t, tx.Commit(t.Context()))
+	p.Done(false)
+	require.NoError(t, update(t.Context(), pool, p, increment(k, 4), k), "the row is read anew")
+	require.Equal(t, "4", string(read(t, pool, k).State))
 }
 
 // Instances that apply different events to the same rows: every increment counts, whoever creates the row.
 func TestConcurrentWritersOfDifferentEventsLoseNothing(t *testing.T) {
 	t.Parallel()
-	const writers, each = 6, 30
-	pool := database(t)
-	p := store.NewProjections(pool)
+	const writers, each = 4, 30
+	pool := activated(t)
 	keys := []store.ProjectionKey{key("a"), key("b"), key("c")}
 	var running sync.WaitGroup
 	for range writers {
+		p := writer(t, pool)
 		running.Go(func() {
-			b := window.NewBatcher(window.BatcherConfig[int]{
-				MaxBatch: 1, MinBackoff: time.Millisecond,
-				Flush: func(ctx context.Context, _ []int) error {
-					return p.Update(ctx, []store.ProjectionKey{keys[2], keys[0], keys[1]}, func(r rows) error {
-						for _, k := range keys {
-							var last int64
-							if row := r[k]; row != nil {
-								last = row.Position
-							}
-							if err := count(r, k, last+1); err != nil {
-								return fault.Permanent(err)
-							}
-						}
-						return nil
-					})
-				},
-			})
-			for i := range each {
-				if err := b.Do(context.Background(), i); err != nil {
+			for done := 0; done < each; {
+				err := update(context.Background(), pool, p, func(r rows) error {
+					return errors.Join(increment(keys[0], 1)(r), increment(keys[1], 1)(r), increment(keys[2], 1)(r))
+				}, keys[2], keys[0], keys[1])
+				switch {
+				case err == nil:
+					done++
+				case !errors.Is(err, store.ErrConflict):
 					t.Errorf("write: %v", err)
+					return
 				}
-			}
-			if err := b.Close(context.Background()); err != nil {
-				t.Errorf("close: %v", err)
 			}
 		})
 	}
@@ -356,14 +290,15 @@ func TestConcurrentWritersOfDifferentEventsLoseNothing(t *testing.T) {
 
 func TestUpdateEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
+	pool := activated(t)
+	p := writer(t, pool)
 	k := key("device-1")
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, tx.Rollback(context.Background())) }()
-	_, err = tx.Exec(t.Context(), `LOCK TABLE projections IN ACCESS EXCLUSIVE MODE`)
+	_, err = tx.Exec(t.Context(), `LOCK TABLE projections_sensor_state_v1 IN ACCESS EXCLUSIVE MODE`)
 	require.NoError(t, err)
-	err = store.NewProjections(pool).Update(within(t, 100*time.Millisecond), []store.ProjectionKey{k}, put(k, `{}`, 1))
+	err = update(within(t, 100*time.Millisecond), pool, p, put(k, `{}`, 1), k)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.False(t, fault.IsPermanent(err))
 }

@@ -115,12 +115,13 @@ func TestEventsPagesByPosition(t *testing.T) {
 
 func TestProjectionsPagesByAggregate(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
+	pool := activated(t, "sensor_state", "user_session")
+	w := writer(t, pool)
 	var want []string
 	ids := []string{"a", "B", "device-10", "device-9", "ä", "日本", "z", "_"}
 	for i, aggregate := range ids {
 		for _, k := range []store.ProjectionKey{key(aggregate), {Type: "user_session", AggregateID: aggregate}} {
-			require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{}`, int64(i+1))))
+			require.NoError(t, update(t.Context(), pool, w, put(k, `{}`, int64(i+1)), k))
 		}
 		want = append(want, aggregate)
 	}
@@ -148,10 +149,10 @@ func TestProjectionsPagesByAggregate(t *testing.T) {
 
 func TestReaderFindsOneOrNone(t *testing.T) {
 	t.Parallel()
-	pool := database(t)
+	pool := activated(t)
 	stored := fill(t, pool, 3)
 	k := key("device-1")
-	require.NoError(t, store.NewProjections(pool).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{"value":1}`, 9)))
+	require.NoError(t, update(t.Context(), pool, writer(t, pool), put(k, `{"value":1}`, 9), k))
 	r := store.NewReader(pool, pool)
 
 	e, err := r.Event(t.Context(), stored[1].ID)
@@ -199,10 +200,10 @@ func TestReaderFindsNothingForWhatCannotBeStored(t *testing.T) {
 
 func TestReaderReadsEachTableFromItsOwnDatabase(t *testing.T) {
 	t.Parallel()
-	projections, events := database(t), database(t)
+	projections, events := activated(t), database(t)
 	stored := fill(t, events, 1)
 	k := key("device-1")
-	require.NoError(t, store.NewProjections(projections).Update(t.Context(), []store.ProjectionKey{k}, put(k, `{}`, 1)))
+	require.NoError(t, update(t.Context(), projections, writer(t, projections), put(k, `{}`, 1), k))
 	r := store.NewReader(projections, events)
 	_, err := r.Event(t.Context(), stored[0].ID)
 	require.NoError(t, err)

@@ -50,6 +50,7 @@ BEGIN
     DELETE FROM consumer_positions p USING projection_versions v WHERE p.consumer = v.projection_type || '@' || v.version;
     DELETE FROM consumer_positions WHERE consumer = 'eventhandler';
     DELETE FROM dlq WHERE consumer = 'eventhandler';
+    DELETE FROM dlq_replay_letters WHERE replay_id IN (SELECT replay_id FROM dlq_replays WHERE service = 'eventhandler');
     DELETE FROM dlq_replays WHERE service = 'eventhandler';
 END $$;
 -- +goose StatementEnd
