@@ -55,6 +55,8 @@ type ConsumerConfig struct {
 	Now        func() time.Time
 	// OnFlush, if set, is told the outcome of each attempt at a transaction.
 	OnFlush func(events int, err error)
+	// OnLetters, if set, is told the outcome of each attempt to store dead letters.
+	OnLetters func(err error)
 }
 
 // NewConsumer returns the router of a consumer.
@@ -173,7 +175,11 @@ func (e *engine[T]) write(ctx context.Context, tx pgx.Tx, p *plan[T]) error {
 		}
 	}
 	if len(p.letters) > 0 {
-		return e.keep(ctx, tx, p.letters...)
+		err := e.keep(ctx, tx, p.letters...)
+		if e.cfg.OnLetters != nil {
+			e.cfg.OnLetters(err)
+		}
+		return err
 	}
 	return nil
 }

@@ -51,6 +51,11 @@ type Router struct {
 // newRouter returns a router with the one middleware stack, outermost first: correlation, metrics, poison queue, retry,
 // circuit breaker, isolation, timeout, recoverer.
 func newRouter(name string, s Stack, policy Policy, topic string, sub message.Subscriber, handle handler, refuse refuser) (*Router, error) {
+	return newRouterOf(name, s, policy, topic, sub, isolate, handle, refuse)
+}
+
+// newRouterOf is newRouter with another way to take a batch apart.
+func newRouterOf(name string, s Stack, policy Policy, topic string, sub message.Subscriber, apart message.HandlerMiddleware, handle handler, refuse refuser) (*Router, error) {
 	logger := watermillLogger(s.Log)
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.CloseTimeout}, returned{logger})
 	if err != nil {
@@ -72,7 +77,7 @@ func newRouter(name string, s Stack, policy Policy, topic string, sub message.Su
 	if policy.Breaker.Failures > 0 {
 		router.AddMiddleware(policy.Breaker.middleware(name))
 	}
-	router.AddMiddleware(isolate, middleware.Timeout(s.Timeout), middleware.Recoverer)
+	router.AddMiddleware(apart, middleware.Timeout(s.Timeout), middleware.Recoverer)
 	router.AddConsumerHandler(name, topic, sub, func(m *message.Message) error {
 		return handle(m.Context(), batch.From(m))
 	})
@@ -114,6 +119,24 @@ func isolate(h message.HandlerFunc) message.HandlerFunc {
 			default:
 				return nil, err
 			}
+		}
+		return nil, nil
+	}
+}
+
+// oneByOne handles the records of a batch one after the other.
+func oneByOne(h message.HandlerFunc) message.HandlerFunc {
+	return func(m *message.Message) ([]*message.Message, error) {
+		b := batch.From(m)
+		ctx := m.Context()
+		for len(b.Rest()) > 0 {
+			m.SetContext(ctx)
+			b.Narrow(1)
+			b.Attempts++
+			if _, err := h(m); err != nil {
+				return nil, err
+			}
+			b.Done(1)
 		}
 		return nil, nil
 	}

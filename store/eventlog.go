@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/jackc/pgconn"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -17,10 +19,15 @@ type Log struct{ pool *pgxpool.Pool }
 // NewLog returns the log in the database of pool, which stays the caller's.
 func NewLog(pool *pgxpool.Pool) *Log { return &Log{pool: pool} }
 
-// Published returns the position up to which the bus has everything.
+// Published returns the position up to which the bus has everything. A database in which there is no log yet has
+// published nothing.
 func (l *Log) Published(ctx context.Context) (int64, error) {
 	var position int64
-	if err := l.pool.QueryRow(ctx, `SELECT position FROM relay_cursor WHERE name = 'bus'`).Scan(&position); err != nil {
+	err := l.pool.QueryRow(ctx, `SELECT position FROM relay_cursor WHERE name = 'bus'`).Scan(&position)
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
+		return 0, nil
+	}
+	if err != nil {
 		return 0, fmt.Errorf("read how far the log is published: %w", err)
 	}
 	return position, nil

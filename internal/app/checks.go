@@ -101,10 +101,15 @@ type watchedLetters struct {
 // Add stores a dead letter.
 func (w *watchedLetters) Add(ctx context.Context, letters ...deadletter.Entry) error {
 	err := w.DeadLetterStore.Add(ctx, letters...)
+	w.note(err)
+	return err
+}
+
+// note takes the outcome of an attempt to store some.
+func (w *watchedLetters) note(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.err, w.failed = err, w.now()
-	return err
 }
 
 func (w *watchedLetters) check() health.Check {

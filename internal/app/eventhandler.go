@@ -106,6 +106,7 @@ type consuming struct {
 	log       *store.Log
 	sub       *kafka.Subscriber
 	flushes   *flushLog
+	kept      *watchedLetters
 }
 
 // newConsuming returns what a consumer has around it that keeps what it does in the database of pool.
@@ -131,9 +132,9 @@ func (c *consuming) config(s *service, what string) routers.ConsumerConfig {
 		InstanceID: fmt.Sprintf("%s-%d", c.name, c.slot.number), Security: s.bus,
 		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log},
 	})
-	c.flushes = &flushLog{what: what, log: s.log, now: s.now}
+	c.flushes, c.kept = &flushLog{what: what, log: s.log, now: s.now}, &watchedLetters{now: s.now}
 	return routers.ConsumerConfig{
-		Stack: s.stack(), Subscriber: c.sub, Pool: c.pool, Positions: c.positions, Added: c.letters.letters.Wake, Now: s.now, OnFlush: c.flushes.note,
+		Stack: s.stack(), Subscriber: c.sub, Pool: c.pool, Positions: c.positions, Added: c.letters.letters.Wake, Now: s.now, OnFlush: c.flushes.note, OnLetters: c.kept.note,
 	}
 }
 
@@ -142,7 +143,7 @@ func (c *consuming) checks(s *service, router *routers.Router) []health.Check {
 	return []health.Check{
 		busCheck(c.sub.Ping), routerCheck(router, c.sub.Oldest, s.cfg.HandlerTimeout, s.now),
 		c.flushes.check(func() bool { return !c.sub.Oldest().IsZero() }),
-		fetchCheck(c.sub, s.now), consumerLag(c.name, c.sub, s.lag, s.cfg.HandlerTimeout, s.now),
+		c.kept.check(), fetchCheck(c.sub, s.now), consumerLag(c.name, c.sub, s.lag, s.cfg.HandlerTimeout, s.now),
 	}
 }
 
