@@ -48,10 +48,7 @@ type topics struct {
 func newTopics(p *platform) *topics {
 	t := &topics{exist: make(chan struct{})}
 	t.run = func(ctx context.Context) {
-		err := kafka.AwaitTopics(ctx, p.cfg.RedpandaBrokers, p.log, kafka.TopicConfig{
-			Partitions: int(p.cfg.TopicPartitions), Replication: int(p.cfg.TopicReplication), Retention: p.cfg.TopicRetention,
-			Security: p.bus,
-		}, routers.Topics()...)
+		err := kafka.AwaitTopics(ctx, p.cfg.RedpandaBrokers, p.log, p.topicConfig(), routers.Topics()...)
 		switch {
 		case err == nil:
 			close(t.exist)
@@ -60,6 +57,13 @@ func newTopics(p *platform) *topics {
 		}
 	}
 	return t
+}
+
+// topicConfig says how topics are created.
+func (p *platform) topicConfig() kafka.TopicConfig {
+	return kafka.TopicConfig{
+		Partitions: int(p.cfg.TopicPartitions), Replication: int(p.cfg.TopicReplication), Retention: p.cfg.TopicRetention, Security: p.bus,
+	}
 }
 
 // created returns a channel that is closed when the topics exist.

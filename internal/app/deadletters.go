@@ -75,7 +75,7 @@ type letterPublishing struct {
 }
 
 func (p *platform) letterPublisher(pool *pgxpool.Pool, consumers ...string) (*letterPublishing, error) {
-	bus, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Log: p.log})
+	bus, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Topics: p.topicConfig(), Log: p.log})
 	if err != nil {
 		return nil, fmt.Errorf("REDPANDA_BROKERS: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
+	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
@@ -82,7 +83,7 @@ func (p *platform) accounts(events, projections *pgxpool.Pool) *ledger.Reader {
 	return ledger.NewReader(ledger.Config{
 		Events:    events,
 		Consumers: []ledger.Consumer{projector(projections, store.NewReader(projections, events))},
-		Bus:       kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Log: p.log}),
+		Bus:       kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Partitions: outbox.Partitions{Pool: events}.Spread, Log: p.log}),
 		Now:       p.now,
 		Log:       p.log,
 	})

@@ -19,7 +19,9 @@ func buildRelay(ctx context.Context, s *service) error {
 	if err != nil {
 		return err
 	}
-	pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: s.cfg.RedpandaBrokers, Security: s.bus, Log: s.log})
+	pub, err := kafka.NewPublisher(kafka.PublisherConfig{
+		Brokers: s.cfg.RedpandaBrokers, Security: s.bus, Topics: s.topicConfig(), Partitions: outbox.Partitions{Pool: pool}.Remember, Log: s.log,
+	})
 	if err != nil {
 		return fmt.Errorf("REDPANDA_BROKERS: %w", err)
 	}
@@ -44,8 +46,24 @@ func buildRelay(ctx context.Context, s *service) error {
 		return err
 	}
 	return s.parts.start(ctx, routers.Relay, s.routing(router, nil),
-		s.checks(routers.Relay, relayCheck(sub, s.now), busCheck(pub.Ping), routerCheck(router, sub.Oldest, s.cfg.HandlerTimeout, s.now), watched.check(),
+		s.checks(routers.Relay, relayCheck(sub, s.now), busCheck(publishing(pub, s.now)), routerCheck(router, sub.Oldest, s.cfg.HandlerTimeout, s.now), watched.check(),
 			relayLag(sub, s.lag, s.cfg.HandlerTimeout, s.now)))
+}
+
+// publishing returns a ping of the bus that fails too while attempts to publish do, or get no answer.
+func publishing(pub *kafka.Publisher, now func() time.Time) func(context.Context) error {
+	const patience, silent = time.Second, 4 * time.Second
+	return func(ctx context.Context) error {
+		since, err := pub.Failing()
+		age := now().Sub(since)
+		switch {
+		case err != nil && age > patience:
+			return fmt.Errorf("publishing fails for %s: %w", age.Round(time.Second), err)
+		case err == nil && !since.IsZero() && age > silent:
+			return fmt.Errorf("publishing has no answer for %s", age.Round(time.Second))
+		}
+		return pub.Ping(ctx)
+	}
 }
 
 // relayCheck reads the relay's own round trips: it makes one a second, so that it needs no ping beside.
@@ -62,7 +80,7 @@ func relayCheck(sub *outbox.Subscriber, now func() time.Time) health.Check {
 			return d, fmt.Errorf("postgres: %w", rootCause(s.Err))
 		case s.LastRound.IsZero():
 			return d, errors.New("not connected yet")
-		case now().Sub(s.LastRound) > silent && sub.Oldest().IsZero(): // while the window is full it makes none
+		case now().Sub(s.LastRound) > silent:
 			return d, fmt.Errorf("postgres does not answer for %s", now().Sub(s.LastRound).Round(100*time.Millisecond))
 		}
 		return d, nil
