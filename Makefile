@@ -162,6 +162,11 @@ test: setup ## Run all tests with the race detector
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(PACKAGES)
 	@$(call in_workshop,$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...)
 
+.PHONY: test-short
+test-short: ## Run the tests that are quick, without the race detector; under 2 minutes
+	$(GO) test -short -timeout $(TEST_TIMEOUT) $(PACKAGES)
+	@$(call in_workshop,$(GO) test -short -timeout $(TEST_TIMEOUT) ./...)
+
 .PHONY: e2e-faults
 e2e-faults: setup ## Kill, freeze and starve the platform and all it needs, under load; some 8 minutes (E2E_FAULTS_SEED repeats a run)
 	E2E_FAULTS=full $(GO) test -race -count=1 -v -timeout 30m -run '^TestFault' ./e2e

@@ -91,7 +91,7 @@ func Services() []Service {
 		},
 		{
 			Name: Query, Title: "Query", Database: Database{Variable: "QUERY_DATABASE_URL", Of: "that the query API reads"},
-			Addresses: []Address{{Variable: "QUERY_ADDR", Port: 8081, Serves: "HTTP API, web page and health", Health: true}},
+			Addresses: []Address{{Variable: "QUERY_ADDR", Port: 8081, Serves: "HTTP API and health", Health: true}},
 		},
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/pubsub/mochi"
 	"github.com/cornjacket/platform-services/routers"
@@ -169,6 +170,11 @@ var builders = []struct {
 	{routers.Eventhandler, flow, buildEventhandler},
 	{routers.Relay, flow, buildRelay},
 	{routers.Ingestion, doors, buildIngestion},
+}
+
+// accounts are the consumers of the bus as the ledger sees them, each in the database that it keeps its positions in.
+var accounts = []func(ctx context.Context, s *service) (ledger.Consumer, error){
+	eventhandlerAccount,
 }
 
 // services returns the services of a stage that are to run.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -12,7 +13,9 @@ import (
 	"github.com/cornjacket/platform-services/api"
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/handlers"
+	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
@@ -162,4 +165,37 @@ func fetchCheck(sub *kafka.Subscriber, now func() time.Time) health.Check {
 		}
 		return nil, nil
 	}}
+}
+
+// eventhandlerAccount returns the event handler as the ledger sees it.
+func eventhandlerAccount(ctx context.Context, s *service) (ledger.Consumer, error) {
+	pool, err := s.owner(ctx, "projections", s.cfg.DatabaseOf(routers.Eventhandler))
+	if err != nil {
+		return ledger.Consumer{}, err
+	}
+	projections, reader := handlers.Projections(), store.NewReader(pool, nil)
+	return ledger.Consumer{
+		Name: routers.Eventhandler, Topics: handlers.Topics(projections), Pool: pool, Partition: kafka.PartitionOf,
+		Skips: func(eventType string) string {
+			if slices.ContainsFunc(projections, func(p handlers.Projection) bool { return p.Applies(eventType) }) {
+				return ""
+			}
+			return "events of this type have no projection"
+		},
+		Changed: func(ctx context.Context, eventType, aggregateID string) (position int64, at time.Time, err error) {
+			for _, p := range projections {
+				if !p.Applies(eventType) {
+					continue
+				}
+				row, err := reader.Projection(ctx, p.Type, aggregateID)
+				if err != nil && !errors.Is(err, fault.ErrNotFound) {
+					return 0, time.Time{}, err
+				}
+				if row.UpdatedAt.After(at) {
+					position, at = row.Position, row.UpdatedAt
+				}
+			}
+			return position, at, nil
+		},
+	}, nil
 }

@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/api"
-	"github.com/cornjacket/platform-services/handlers"
-	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
@@ -32,9 +29,13 @@ func buildQuery(ctx context.Context, s *service) error {
 		return err
 	}
 	reader := store.NewReader(projections, events)
+	books, err := s.ledger(ctx, events)
+	if err != nil {
+		return err
+	}
 	mount := func(mux *http.ServeMux) {
 		a := api.MountQuery(mux, api.QueryConfig{Reader: reader, Log: s.log, Version: Version})
-		api.MountLedger(a, s.accounts(events, projections))
+		api.MountLedger(a, books)
 	}
 	checks := []health.Check{postgresCheck(projections)}
 	if events != projections {
@@ -78,42 +79,21 @@ func (p *platform) owner(ctx context.Context, table, ownerURL string) (*pgxpool.
 	}
 }
 
-// accounts is the ledger of all consumers.
-func (p *platform) accounts(events, projections *pgxpool.Pool) *ledger.Reader {
+// ledger returns the ledger of the event log and all consumers.
+func (s *service) ledger(ctx context.Context, events *pgxpool.Pool) (*ledger.Reader, error) {
+	consumers := make([]ledger.Consumer, 0, len(accounts))
+	for _, account := range accounts {
+		c, err := account(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		consumers = append(consumers, c)
+	}
 	return ledger.NewReader(ledger.Config{
 		Events:    events,
-		Consumers: []ledger.Consumer{projector(projections, store.NewReader(projections, events))},
-		Bus:       kafka.NewFinder(kafka.FinderConfig{Brokers: p.cfg.RedpandaBrokers, Security: p.bus, Partitions: outbox.Partitions{Pool: events}.Spread, Log: p.log}),
-		Now:       p.now,
-		Log:       p.log,
-	})
-}
-
-// projector is the event handler as the ledger sees it.
-func projector(pool *pgxpool.Pool, reader *store.Reader) ledger.Consumer {
-	projections := handlers.Projections()
-	return ledger.Consumer{
-		Name: routers.Eventhandler, Topics: handlers.Topics(projections), Pool: pool, Partition: kafka.PartitionOf,
-		Skips: func(eventType string) string {
-			if slices.ContainsFunc(projections, func(p handlers.Projection) bool { return p.Applies(eventType) }) {
-				return ""
-			}
-			return "events of this type have no projection"
-		},
-		Changed: func(ctx context.Context, eventType, aggregateID string) (position int64, at time.Time, err error) {
-			for _, p := range projections {
-				if !p.Applies(eventType) {
-					continue
-				}
-				row, err := reader.Projection(ctx, p.Type, aggregateID)
-				if err != nil && !errors.Is(err, fault.ErrNotFound) {
-					return 0, time.Time{}, err
-				}
-				if row.UpdatedAt.After(at) {
-					position, at = row.Position, row.UpdatedAt
-				}
-			}
-			return position, at, nil
-		},
-	}
+		Consumers: consumers,
+		Bus:       kafka.NewFinder(kafka.FinderConfig{Brokers: s.cfg.RedpandaBrokers, Security: s.bus, Partitions: outbox.Partitions{Pool: events}.Spread, Log: s.log}),
+		Now:       s.now,
+		Log:       s.log,
+	}), nil
 }

@@ -24,8 +24,8 @@ var (
 
 func with(base []string, more ...string) []string { return append(slices.Clone(base), more...) }
 
-// rules is the table of DESIGN.md §1. The workshop (bench, compose/standin) is not in it: those are modules of their own,
-// which the product can't import.
+// rules is the table of rooms in docs/architecture.md. The workshop (bench, compose/standin) is not in it: those are modules
+// of their own, which the product can't import.
 var rules = []rule{
 	{folder: "event", third: with(data, "github.com/santhosh-tekuri/jsonschema"), std: pure},
 	{folder: "handlers/...", own: []string{"event", "handlers"},
@@ -42,12 +42,12 @@ var rules = []rule{
 	{folder: "migrations/...", third: []string{"github.com/pressly/goose"}},
 	{folder: "cmd/platform", own: []string{"internal/...", "routers"}, third: with(instruments, "github.com/alecthomas/kong")},
 	{folder: "internal/app/...", own: []string{"..."}},
-	// The next ones are not in that table. Simulated devices speak MQTT as the platform does.
+	// Simulated devices speak MQTT as the platform does.
 	{folder: "internal/simulate", own: []string{"event", "pubsub/mqtt"}},
 	{folder: "internal/devstack", own: []string{"internal/proc"}},
 	{folder: "internal/pgtest", own: []string{"internal/devstack", "internal/proc"}}, // starts the same server
 	{folder: "internal/kafkatest", own: []string{"internal/proc"}},
-	{folder: "internal/config", own: []string{"routers"}},                                              // reads the table of services
+	{folder: "internal/config", own: []string{"handlers", "routers"}},                                  // reads the table of services
 	{folder: "internal/client", own: []string{"api", "ledger", "internal/health", "internal/tlsconf"}}, // returns the API's own types
 	// What they made, the doctor looks at.
 	{folder: "internal/doctor", own: []string{"event", "ledger", "internal/fault", "internal/client", "internal/config", "internal/tlsconf", "migrations", "pubsub/...", "routers"}},
@@ -76,7 +76,7 @@ func checkImports(module string, pkgs []pkg) []string {
 		folder := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
 		i := slices.IndexFunc(rules, func(r rule) bool { return matches(r.folder, folder) })
 		if i < 0 {
-			broken = append(broken, fmt.Sprintf("%s: no rule names this folder; add it to the table in DESIGN.md and here", folder))
+			broken = append(broken, fmt.Sprintf("%s: no rule names this folder; add it here and to the rooms in docs/architecture.md", folder))
 			continue
 		}
 		for _, imported := range p.Imports {
@@ -89,7 +89,7 @@ func checkImports(module string, pkgs []pkg) []string {
 	return broken
 }
 
-// refuses tells why a package of the rule's folder may not import another; empty if it may.
+// refuses returns why a package of the rule's folder may not import another; empty if it may.
 func (r rule) refuses(module, imported string) string {
 	if own, ok := strings.CutPrefix(imported, module+"/"); ok {
 		if slices.ContainsFunc(r.own, func(pattern string) bool { return matches(pattern, own) }) {
@@ -143,7 +143,7 @@ func checkDrivers(module, folder string, p pkg) []string {
 	return broken
 }
 
-// matches tells whether a folder is one that the pattern names.
+// matches reports whether a folder is one that the pattern names.
 func matches(pattern, folder string) bool {
 	if pattern == "..." {
 		return true
@@ -158,5 +158,5 @@ func matches(pattern, folder string) bool {
 	return pattern == folder
 }
 
-// below tells whether path is prefix or stands below it.
+// below reports whether path is prefix or stands below it.
 func below(prefix, path string) bool { return path == prefix || strings.HasPrefix(path, prefix+"/") }

@@ -124,7 +124,7 @@ func withRetention(f Finding, ms int64, wanted time.Duration) Finding {
 	case ms < 0:
 		f.Detail += ", kept for good"
 	case kept < wanted && f.Status == OK:
-		f.Status, f.Advice = Warn, "raise its retention.ms: consumers that are away for longer miss events, until they are rebuilt"
+		f.Status, f.Advice = Warn, "raise its retention.ms: consumers that are away for longer catch up from the event log, which is slower"
 		fallthrough
 	default:
 		f.Detail += fmt.Sprintf(", kept %s", kept)
