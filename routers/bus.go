@@ -42,13 +42,38 @@ func (b BusPositions) Reached(ctx context.Context, places []kafka.Place) error {
 	return b.Positions.Move(ctx, moves)
 }
 
+// Spread returns over how many partitions the keys of a topic are spread that has so many now. It may have got more since.
+type Spread func(ctx context.Context, topic string, now int) (int, error)
+
+// over returns the numbers of partitions over which keys are spread.
+func (s Spread) over(ctx context.Context, counts map[string]int) (map[string]int, error) {
+	if s == nil {
+		return counts, nil
+	}
+	spread := make(map[string]int, len(counts))
+	for topic, now := range counts {
+		n, err := s(ctx, topic, now)
+		if err != nil {
+			return nil, err
+		}
+		spread[topic] = n
+	}
+	return spread, nil
+}
+
 // BusLog is the event log as a consumer of the bus catches up with it.
-type BusLog struct{ Log *store.Log }
+type BusLog struct {
+	Log    *store.Log
+	Spread Spread // all partitions of a topic if nil
+}
 
 // CatchUp implements [kafka.Log].
 func (b BusLog) CatchUp(ctx context.Context, places []kafka.Place, partitions map[string]int, send func([]batch.Record) bool) (int64, error) {
 	upTo, err := b.Log.Published(ctx)
-	if err != nil {
+	if err != nil || upTo == 0 {
+		return 0, err
+	}
+	if partitions, err = b.Spread.over(ctx, partitions); err != nil {
 		return 0, err
 	}
 	from, low := make(map[kafka.Partition]int64, len(places)), upTo

@@ -36,7 +36,7 @@ type Consumer[T any] struct {
 	Begin func(ctx context.Context, q store.Querier) error
 	// Replay, if set, is called before Apply with the item of a dead letter that is replayed, after newer ones may have been
 	// applied. It returns what is left to apply, or a permanent error if its order matters.
-	Replay func(ctx context.Context, tx pgx.Tx, item T) (T, error)
+	Replay func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter, item T) (T, error)
 	// Done, if set, is told after each call of Apply whether its transaction was committed, and how long it took. It returns
 	// how long the next batch should gather at least.
 	Done func(committed bool, took time.Duration) time.Duration

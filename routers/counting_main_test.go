@@ -20,7 +20,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m, pgtest.IgnoreServer())
+	goleak.VerifyTestMain(m, pgtest.IgnoreServer(),
+		// sarama's metrics, once a process has had a client
+		goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))
 }
 
 const (

@@ -39,14 +39,14 @@ func (r *Rebuild) Diff(ctx context.Context, limit int) (*Diff, error) {
 	}
 	d := &Diff{Active: *active, Built: *v}
 	err = pgx.BeginTxFunc(ctx, r.Pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		counts, live, err := store.Partitions(ctx, tx, Eventhandler)
+		_, live, err := store.Partitions(ctx, tx, Eventhandler)
 		if err != nil {
 			return err
 		}
 		probe := event.Envelope{Type: r.Projection.Family + "."}
 		c, err := store.Compare(ctx, tx, active, v, limit, func(aggregateID string, position, built int64) bool {
 			probe.AggregateID = aggregateID
-			at := record(&probe, counts)
+			at := record(&probe, b.counts)
 			return position <= b.read && built <= live[store.Partition{Topic: at.Topic, Partition: at.Partition}]
 		})
 		if err == nil {
@@ -70,6 +70,9 @@ func (r *Rebuild) Aggregate(ctx context.Context, aggregateID string) (events int
 	err = pgx.BeginFunc(ctx, r.Pool, func(tx pgx.Tx) error {
 		counts, live, err := store.LockPartitions(ctx, tx, Eventhandler)
 		if err != nil {
+			return err
+		}
+		if counts, err = r.Spread.over(ctx, counts); err != nil {
 			return err
 		}
 		probe := record(&event.Envelope{Type: r.Projection.Family + ".", AggregateID: aggregateID}, counts)

@@ -125,18 +125,15 @@ func (p *projector) done(committed bool, took time.Duration) time.Duration {
 
 // replay leaves out the projections whose version was built from the log after the event had come into it, and refuses an
 // event that is older than what a projection that depends on the order of events has applied.
-func (p *projector) replay(ctx context.Context, tx pgx.Tx, a Application) (Application, error) {
+func (p *projector) replay(ctx context.Context, tx pgx.Tx, l *deadletter.Letter, a Application) (Application, error) {
 	at := a.Event.Metadata.Position
-	counts, _, err := store.Partitions(ctx, tx, Eventhandler)
-	if err != nil {
-		return a, err
+	if l.Partition != nil {
+		built, err := store.BuiltWith(ctx, tx, a.Event.ID, store.Partition{Topic: event.Topic(a.Event.Type), Partition: *l.Partition}, at)
+		if err != nil {
+			return a, err
+		}
+		a.Projections = slices.DeleteFunc(a.Projections, func(h handlers.Projection) bool { return built[h.Type] })
 	}
-	r := record(a.Event, counts)
-	built, err := store.BuiltWith(ctx, tx, a.Event.ID, store.Partition{Topic: r.Topic, Partition: r.Partition}, at)
-	if err != nil {
-		return a, err
-	}
-	a.Projections = slices.DeleteFunc(a.Projections, func(h handlers.Projection) bool { return built[h.Type] })
 	for _, h := range a.Projections {
 		if !h.OrderMatters {
 			continue

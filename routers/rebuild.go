@@ -25,6 +25,7 @@ import (
 type Rebuild struct {
 	Pool       *pgxpool.Pool // the database of the event handler
 	Log        *store.Log
+	Spread     Spread // all partitions of a topic if nil
 	Projection handlers.Projection
 	Alone      bool // no other projection is for events of the same family
 	Logger     *slog.Logger
@@ -127,6 +128,9 @@ type build struct {
 func (r *Rebuild) begin(ctx context.Context, v *store.Version) (*build, error) {
 	counts, _, err := store.Partitions(ctx, r.Pool, Eventhandler)
 	if err != nil {
+		return nil, err
+	}
+	if counts, err = r.Spread.over(ctx, counts); err != nil {
 		return nil, err
 	}
 	topic := r.Projection.Topic()

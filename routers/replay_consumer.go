@@ -31,7 +31,7 @@ func ReplayConsumer[T any](fresh func() Consumer[T]) deadletter.Apply {
 		if other != uuid.Nil {
 			return e.ID, fmt.Sprintf("the event was applied by the replay of dead letter %s", other), nil
 		}
-		if err := applyOne(ctx, tx, &c, e); err != nil {
+		if err := applyOne(ctx, tx, &c, l, e); err != nil {
 			return e.ID, "", err
 		}
 		if l.Position > 0 { // an event of the log
@@ -41,7 +41,7 @@ func ReplayConsumer[T any](fresh func() Consumer[T]) deadletter.Apply {
 	}
 }
 
-func applyOne[T any](ctx context.Context, tx pgx.Tx, c *Consumer[T], e *event.Envelope) (err error) {
+func applyOne[T any](ctx context.Context, tx pgx.Tx, c *Consumer[T], l *deadletter.Letter, e *event.Envelope) (err error) {
 	item, err := c.Read(e)
 	if errors.Is(err, ErrNotConcerned) {
 		return nil
@@ -55,7 +55,7 @@ func applyOne[T any](ctx context.Context, tx pgx.Tx, c *Consumer[T], e *event.En
 		}
 	}
 	if c.Replay != nil {
-		if item, err = c.Replay(ctx, tx, item); err != nil {
+		if item, err = c.Replay(ctx, tx, l, item); err != nil {
 			return err
 		}
 	}

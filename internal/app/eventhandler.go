@@ -17,6 +17,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/health"
 	"github.com/cornjacket/platform-services/ledger"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
+	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
@@ -58,7 +59,7 @@ func buildEventhandler(ctx context.Context, s *service) error {
 	}
 	// A group that consumes topics that don't exist yet only finds them at the next refresh of metadata.
 	return s.parts.start(ctx, routers.Eventhandler, desk.replays, s.routing(router, s.topics.created()), apiOn{s.port(routers.Eventhandler), mount},
-		&loop{run: func(ctx context.Context) { s.buildMissing(ctx, pool, c.log, missing) }},
+		&loop{run: func(ctx context.Context) { s.buildMissing(ctx, pool, c, missing) }},
 		s.checks(routers.Eventhandler, append(c.checks(s, router), desk.check, postgresCheck(pool))...))
 }
 
@@ -71,14 +72,14 @@ func projectionTypes() []string {
 }
 
 // buildMissing builds projections that are new in the code from the log, one after the other, and takes them into use.
-func (p *platform) buildMissing(ctx context.Context, pool *pgxpool.Pool, log *store.Log, types []string) {
+func (p *platform) buildMissing(ctx context.Context, pool *pgxpool.Pool, c *consuming, types []string) {
 	for _, projectionType := range types {
 		projection, alone, err := routers.RebuildOf(projectionType)
 		if err != nil {
 			p.log.Error("projection can't be built", "projection_type", projectionType, "error", err)
 			continue
 		}
-		r := &routers.Rebuild{Pool: pool, Log: log, Projection: projection, Alone: alone, Logger: p.log}
+		r := &routers.Rebuild{Pool: pool, Log: c.log, Spread: c.spread, Projection: projection, Alone: alone, Logger: p.log}
 		p.log.Info("projection is new, building it from the event log", "projection_type", projectionType)
 		for began := time.Now(); ctx.Err() == nil; {
 			if _, err = r.Build(ctx); err == nil {
@@ -107,6 +108,7 @@ type consuming struct {
 	letters   *letterPublishing
 	positions *store.Positions
 	log       *store.Log
+	spread    routers.Spread
 	sub       *kafka.Subscriber
 	flushes   *flushLog
 	kept      *watchedLetters
@@ -124,7 +126,7 @@ func newConsuming(s *service, pool *pgxpool.Pool, name string) (*consuming, erro
 	}
 	return &consuming{
 		name: name, pool: pool, slot: s.slot(pool, name), letters: letters,
-		positions: store.NewPositions(pool, name), log: store.NewLog(events),
+		positions: store.NewPositions(pool, name), log: store.NewLog(events), spread: outbox.Partitions{Pool: events}.Spread,
 	}, nil
 }
 
@@ -133,7 +135,7 @@ func (c *consuming) config(s *service, what string) routers.ConsumerConfig {
 	c.sub = kafka.NewSubscriber(kafka.SubscriberConfig{
 		Brokers: s.cfg.RedpandaBrokers, Group: routers.RouteOf(c.name).Group, MaxBatch: 8 * s.cfg.BatchSize, Logger: s.log,
 		InstanceID: fmt.Sprintf("%s-%d", c.name, c.slot.number), Security: s.bus,
-		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log},
+		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log, Spread: c.spread},
 	})
 	c.flushes, c.kept = &flushLog{what: what, log: s.log, now: s.now}, &watchedLetters{now: s.now}
 	return routers.ConsumerConfig{

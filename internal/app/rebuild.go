@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cornjacket/platform-services/internal/config"
+	"github.com/cornjacket/platform-services/pubsub/outbox"
 	"github.com/cornjacket/platform-services/routers"
 	"github.com/cornjacket/platform-services/store"
 )
@@ -37,7 +38,7 @@ func Rebuild(ctx context.Context, cfg config.Rebuild, out io.Writer, log *slog.L
 		pools[service] = pool
 	}
 	r := &rebuilding{cfg: cfg, out: out, pool: pools[routers.Eventhandler], work: &routers.Rebuild{
-		Pool: pools[routers.Eventhandler], Log: store.NewLog(pools[routers.Ingestion]), Projection: projection, Alone: alone, Logger: log,
+		Pool: pools[routers.Eventhandler], Log: store.NewLog(pools[routers.Ingestion]), Spread: outbox.Partitions{Pool: pools[routers.Ingestion]}.Spread, Projection: projection, Alone: alone, Logger: log,
 	}}
 	if err := r.run(ctx); err != nil {
 		return fmt.Errorf("rebuild %s: %w", cfg.Type, rebuildError(err))
