@@ -150,7 +150,7 @@ func (r *rig) balanced(t *testing.T) {
 			}
 			all += n
 		}
-		return all == 2*8 // of two topics
+		return all == 3*8 // of three topics
 	}, projectedIn, 4*tick, "both instances have partitions")
 }
 

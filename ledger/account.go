@@ -100,8 +100,8 @@ func (a *account) look(ctx context.Context, tx pgx.Tx) error {
 // much does not make up for what another lacks.
 func (a *account) addConsumer(ctx context.Context, tx pgx.Tx, v *consumerView, types []string) error {
 	c := ConsumerCounts{
-		Consumer: v.Name, Topics: v.Topics, Published: a.published.of(v.Topics...),
-		DeadLettered: v.dead.of(v.Topics...), Applied: v.handled.of(v.Topics...) - v.dead.of(v.Topics...),
+		Consumer: v.Name, Topics: v.Topics, Published: a.published.of(v.Topics...) - v.skipped.of(v.Topics...),
+		DeadLettered: v.dead.of(v.Topics...), Applied: v.handled.of(v.Topics...) - v.dead.of(v.Topics...) - v.skipped.of(v.Topics...),
 	}
 	var waits, lost, surplus int64
 	var oldest *time.Time

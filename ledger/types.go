@@ -59,7 +59,7 @@ type TopicCounts struct {
 type ConsumerCounts struct {
 	Consumer     string   `json:"consumer"`
 	Topics       []string `json:"topics"`
-	Published    int64    `json:"published" minimum:"0" doc:"On these topics."`
+	Published    int64    `json:"published" minimum:"0" doc:"On these topics, without the events that turned out not to concern it."`
 	Applied      int64    `json:"applied" minimum:"0" doc:"Each once."`
 	DeadLettered int64    `json:"dead_lettered" minimum:"0" doc:"Events that are not applied unless they are replayed."`
 	Pending      int64    `json:"pending" doc:"Neither applied nor a dead letter."`

@@ -32,6 +32,7 @@ type consumerView struct {
 	err        error // why it could not be read
 	handled    perTopic
 	dead       perTopic // of these, those that are dead letters and not replayed
+	skipped    perTopic // of these, those that do not concern it
 	partitions map[string][]progress
 	letters    DeadLetterCounts
 }
@@ -50,8 +51,8 @@ func (v *consumerView) read(ctx context.Context, tx pgx.Tx) error {
 
 // readPositions reads what the consumer has counted. The row of a partition that does not exist, -1, corrects counts.
 func (v *consumerView) readPositions(ctx context.Context, tx pgx.Tx, topics []string) error {
-	v.handled, v.dead, v.partitions = perTopic{}, perTopic{}, map[string][]progress{}
-	rows, err := tx.Query(ctx, `SELECT topic, partition, position, events, dead, updated_at FROM consumer_positions
+	v.handled, v.dead, v.skipped, v.partitions = perTopic{}, perTopic{}, perTopic{}, map[string][]progress{}
+	rows, err := tx.Query(ctx, `SELECT topic, partition, position, events, dead, skipped, updated_at FROM consumer_positions
 		WHERE consumer = $1 AND topic = ANY ($2) ORDER BY topic, partition`, v.Name, topics)
 	if err != nil {
 		return fmt.Errorf("read positions of %s: %w", v.Name, err)
@@ -59,11 +60,12 @@ func (v *consumerView) readPositions(ctx context.Context, tx pgx.Tx, topics []st
 	var topic string
 	var partition int
 	var p progress
-	var events, dead int64
-	_, err = pgx.ForEachRow(rows, []any{&topic, &partition, &p.position, &events, &dead, &p.at}, func() error {
+	var events, dead, skipped int64
+	_, err = pgx.ForEachRow(rows, []any{&topic, &partition, &p.position, &events, &dead, &skipped, &p.at}, func() error {
 		p.at = p.at.UTC()
 		v.handled[topic] += events
 		v.dead[topic] += dead
+		v.skipped[topic] += skipped
 		if partition >= 0 {
 			for len(v.partitions[topic]) < partition { // one that was never read has no row
 				v.partitions[topic] = append(v.partitions[topic], progress{})

@@ -232,7 +232,9 @@ func (e *engine[T]) take(p *plan[T], m *store.Move, r *batch.Record, refused *re
 	switch {
 	case err == nil:
 		p.items = append(p.items, item)
-	case !errors.Is(err, ErrNotConcerned):
+	case errors.Is(err, ErrNotConcerned):
+		m.Skipped++
+	default:
 		m.Dead++
 		p.letters = append(p.letters, e.letters.entry(r, 1, err.Error()))
 	}

@@ -32,6 +32,7 @@ type Move struct {
 	Offset   int64 // the new one; -1 leaves it as it is
 	Events   int64 // events of the log that were handled
 	Dead     int64 // of these, those that are dead letters
+	Skipped  int64 // of these, those that do not concern the consumer
 }
 
 // Errors of [Positions].
@@ -185,9 +186,9 @@ func (p *Positions) Settle(ctx context.Context) error {
 // PostgreSQL before the releases of November 2025 follows a row that moves while it is waited for.
 const move = `
 UPDATE consumer_positions p SET position = n.position, next_offset = CASE WHEN n.next < 0 THEN p.next_offset ELSE n.next END,
-	events = p.events + n.events, dead = p.dead + n.dead, updated_at = now()
-FROM unnest($2::tid[], $3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[])
-	AS n (place, topic, partition, epoch, before, position, next, events, dead)
+	events = p.events + n.events, dead = p.dead + n.dead, skipped = p.skipped + n.skipped, updated_at = now()
+FROM unnest($2::tid[], $3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
+	AS n (place, topic, partition, epoch, before, position, next, events, dead, skipped)
 WHERE p.ctid = n.place AND p.consumer = $1 AND p.topic = n.topic AND p.partition = n.partition AND p.epoch = n.epoch AND p.position = n.before
 RETURNING p.topic, p.partition, p.position, p.ctid`
 
@@ -199,7 +200,7 @@ func (p *Positions) Advance(ctx context.Context, tx pgx.Tx, moves []Move) error 
 	n := len(moves)
 	places, topics, parts := make([]pgtype.TID, n), make([]string, n), make([]int32, n)
 	epochs, positions, offsets := make([]int64, n), make([]int64, n), make([]int64, n)
-	before, events, dead := make([]int64, n), make([]int64, n), make([]int64, n)
+	before, events, dead, skipped := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
 	for i, m := range moves {
 		c := p.claims[m.Partition]
 		if c == nil {
@@ -207,9 +208,9 @@ func (p *Positions) Advance(ctx context.Context, tx pgx.Tx, moves []Move) error 
 		}
 		places[i], topics[i], parts[i], epochs[i] = c.at, m.Topic, m.Partition.Partition, c.epoch
 		before[i] = c.position
-		positions[i], offsets[i], events[i], dead[i] = m.Position, m.Offset, m.Events, m.Dead
+		positions[i], offsets[i], events[i], dead[i], skipped[i] = m.Position, m.Offset, m.Events, m.Dead, m.Skipped
 	}
-	rows, err := tx.Query(ctx, move, p.consumer, places, topics, parts, epochs, before, positions, offsets, events, dead)
+	rows, err := tx.Query(ctx, move, p.consumer, places, topics, parts, epochs, before, positions, offsets, events, dead, skipped)
 	if err != nil {
 		return fmt.Errorf("write positions of %s: %w", p.consumer, err)
 	}

@@ -53,8 +53,8 @@ func TestPositionsGoOnWhereTheyWere(t *testing.T) {
 	p.Begun()
 	require.False(t, p.Fresh())
 
-	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 7, 3, 2, 1}, {second, 9, 4, 5, 0}}))
-	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 8, -1, 1, 1}}), "an offset of -1 leaves what was")
+	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 7, 3, 2, 1, 0}, {second, 9, 4, 5, 0, 0}}))
+	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 8, -1, 1, 1, 0}}), "an offset of -1 leaves what was")
 	position, next, events, dead := counts(t, pool, "c", first)
 	require.Equal(t, []int64{8, 3, 3, 2}, []int64{position, next, events, dead})
 	position, err = p.Position(first)
@@ -74,21 +74,21 @@ func TestPositionsFence(t *testing.T) {
 	pool := database(t)
 	late, next := store.NewPositions(pool, "c"), store.NewPositions(pool, "c")
 	claim(t, late, id(1), first, second)
-	require.NoError(t, late.Move(t.Context(), []store.Move{{first, 5, 1, 1, 0}}))
+	require.NoError(t, late.Move(t.Context(), []store.Move{{first, 5, 1, 1, 0, 0}}))
 	claim(t, next, id(1), first)
-	require.ErrorIs(t, late.Move(t.Context(), []store.Move{{second, 6, 1, 1, 0}, {first, 6, 2, 1, 0}}), store.ErrConflict)
-	require.ErrorIs(t, late.Move(t.Context(), []store.Move{{first, 6, 2, 1, 0}}), store.ErrFenced, "it knows by now")
+	require.ErrorIs(t, late.Move(t.Context(), []store.Move{{second, 6, 1, 1, 0, 0}, {first, 6, 2, 1, 0, 0}}), store.ErrConflict)
+	require.ErrorIs(t, late.Move(t.Context(), []store.Move{{first, 6, 2, 1, 0, 0}}), store.ErrFenced, "it knows by now")
 	require.False(t, late.Claimed(first))
-	require.NoError(t, next.Move(t.Context(), []store.Move{{first, 7, 2, 1, 0}}))
-	require.NoError(t, late.Move(t.Context(), []store.Move{{second, 6, 1, 1, 0}}), "the other one is still its own")
+	require.NoError(t, next.Move(t.Context(), []store.Move{{first, 7, 2, 1, 0, 0}}))
+	require.NoError(t, late.Move(t.Context(), []store.Move{{second, 6, 1, 1, 0, 0}}), "the other one is still its own")
 	_, _, events, _ := counts(t, pool, "c", first)
 	require.EqualValues(t, 2, events)
 	_, _, events, _ = counts(t, pool, "c", second)
 	require.EqualValues(t, 1, events, "all or none")
 
 	require.NoError(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return store.Fence(t.Context(), tx, "c") }))
-	require.ErrorIs(t, next.Move(t.Context(), []store.Move{{first, 8, 3, 1, 0}}), store.ErrConflict)
-	require.ErrorIs(t, next.Move(t.Context(), []store.Move{{first, 8, 3, 1, 0}}), store.ErrFenced)
+	require.ErrorIs(t, next.Move(t.Context(), []store.Move{{first, 8, 3, 1, 0, 0}}), store.ErrConflict)
+	require.ErrorIs(t, next.Move(t.Context(), []store.Move{{first, 8, 3, 1, 0, 0}}), store.ErrFenced)
 }
 
 // A transaction whose outcome is not known was committed or not; which is found out before the next.
@@ -102,7 +102,7 @@ func TestPositionsSettle(t *testing.T) {
 			claim(t, p, id(1), first)
 			tx, err := pool.Begin(t.Context())
 			require.NoError(t, err)
-			require.NoError(t, p.Advance(t.Context(), tx, []store.Move{{first, 5, 1, 1, 0}}))
+			require.NoError(t, p.Advance(t.Context(), tx, []store.Move{{first, 5, 1, 1, 0, 0}}))
 			want := int64(0)
 			if committed {
 				want = 5
@@ -115,7 +115,7 @@ func TestPositionsSettle(t *testing.T) {
 			position, err := p.Position(first)
 			require.NoError(t, err)
 			require.Equal(t, want, position)
-			require.NoError(t, p.Move(t.Context(), []store.Move{{first, 6, 2, 1, 0}}))
+			require.NoError(t, p.Move(t.Context(), []store.Move{{first, 6, 2, 1, 0, 0}}))
 		})
 	}
 }
@@ -128,11 +128,11 @@ func TestPositionsNoticeATransactionThatIsCommittedLate(t *testing.T) {
 	claim(t, p, id(1), first)
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, p.Advance(t.Context(), tx, []store.Move{{first, 5, 1, 1, 0}}))
+	require.NoError(t, p.Advance(t.Context(), tx, []store.Move{{first, 5, 1, 1, 0, 0}}))
 	p.Done(false)
 	require.NoError(t, p.Settle(t.Context()))
 	ended := make(chan error, 1)
-	go func() { ended <- p.Move(context.Background(), []store.Move{{first, 5, 1, 1, 0}}) }()
+	go func() { ended <- p.Move(context.Background(), []store.Move{{first, 5, 1, 1, 0, 0}}) }()
 	waits(t, pool)
 	require.NoError(t, tx.Commit(t.Context()))
 	require.ErrorIs(t, <-ended, store.ErrConflict)
@@ -161,10 +161,10 @@ func TestReplayedCountsBesideThePartitions(t *testing.T) {
 	pool := database(t)
 	p := store.NewPositions(pool, "c")
 	claim(t, p, id(1), first)
-	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 5, 1, 3, 3}}))
+	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 5, 1, 3, 3, 0}}))
 	held, err := pool.Begin(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, p.Advance(t.Context(), held, []store.Move{{first, 6, 2, 1, 0}}))
+	require.NoError(t, p.Advance(t.Context(), held, []store.Move{{first, 6, 2, 1, 0, 0}}))
 	for range 2 {
 		require.NoError(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
 			return store.Replayed(t.Context(), tx, "c", first.Topic)
@@ -179,5 +179,5 @@ func TestReplayedCountsBesideThePartitions(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, map[string]int{first.Topic: 1}, parts, "the row of replays is no partition")
 	require.Equal(t, map[store.Partition]int64{first: 6}, at)
-	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 7, 3, 1, 0}}))
+	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 7, 3, 1, 0, 0}}))
 }

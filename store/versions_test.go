@@ -97,7 +97,7 @@ func TestEnsureVersions(t *testing.T) {
 	missing, err := store.EnsureVersions(t.Context(), pool, "eventhandler", []string{"user_session"})
 	require.NoError(t, err)
 	require.Empty(t, missing, "it has read nothing yet")
-	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 1, 1, 1, 0}}))
+	require.NoError(t, p.Move(t.Context(), []store.Move{{first, 1, 1, 1, 0, 0}}))
 	for range 2 {
 		missing, err = store.EnsureVersions(t.Context(), pool, "eventhandler", []string{"sensor_state", "anomaly", "user_session"})
 		require.NoError(t, err)

@@ -13,9 +13,11 @@ CREATE TABLE IF NOT EXISTS consumer_positions (
     -- Whoever takes the partition counts it up, and writes with the number it got only: one that has lost the partition
     -- and does not know it changes nothing.
     epoch       bigint      NOT NULL DEFAULT 0,
-    -- Events of the log that were handled, each once, and those of them that are dead letters and not replayed.
+    -- Events of the log that were handled, each once; those of them that are dead letters and not replayed, and those that
+    -- do not concern the consumer.
     events      bigint      NOT NULL DEFAULT 0,
     dead        bigint      NOT NULL DEFAULT 0,
+    skipped     bigint      NOT NULL DEFAULT 0,
     updated_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (consumer, topic, partition)
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
