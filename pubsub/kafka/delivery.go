@@ -64,9 +64,9 @@ type attempt struct {
 func (p *Publisher) place(records []*kgo.Record) (refused []batch.Refusal, err error) {
 	p.placing.Lock()
 	defer p.placing.Unlock()
-	left := make([]attempt, len(records))
+	left := make([]attempt, 0, len(records))
 	for i, r := range records {
-		left[i] = attempt{index: i, record: r}
+		left = append(left, attempt{index: i, record: r})
 	}
 	p.attempting()
 	most, backoff := len(records), minBackoff // records of a partition at once

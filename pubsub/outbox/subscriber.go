@@ -208,10 +208,6 @@ func (s *Subscriber) update(change func(*State)) {
 	s.state.Store(&st)
 }
 
-func (s *Subscriber) answered() {
-	s.update(func(st *State) { st.LastRound, st.Err = time.Now(), nil })
-}
-
 // lead waits for the lock and sequences until ctx ends, which is no error, or the database fails. The lock is kept until
 // what was handed out has been published, so that a successor repeats nothing.
 func (s *Subscriber) lead(ctx context.Context, published <-chan struct{}) error {

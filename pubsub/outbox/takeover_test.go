@@ -14,11 +14,13 @@ import (
 	"github.com/cornjacket/platform-services/pubsub/outbox"
 )
 
-// killLeader ends the session that holds the relay's lock, as an administrator would.
+// killLeader ends the session that holds the relay's lock, as an administrator would, as soon as there is one.
 func (s *store) killLeader() {
 	s.t.Helper()
-	require.True(s.t, scan[bool](s, `SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
-		WHERE locktype = 'advisory' AND datname = current_database()`))
+	require.Eventually(s.t, func() bool {
+		return scan[bool](s, `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_locks JOIN pg_database d ON d.oid = database
+			WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted AND objsubid = 2 AND classid = x'636f726e'::int::oid AND datname = current_database()`)
+	}, soon, tick)
 }
 
 func TestSubscriberTakesOver(t *testing.T) {
