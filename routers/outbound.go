@@ -25,7 +25,7 @@ type OutboundConfig struct {
 // permanent error makes the record a dead letter at once.
 func NewOutbound(cfg OutboundConfig, handle func(ctx context.Context, r *batch.Record) error) (*Router, error) {
 	kept := &letters{consumer: cfg.Name, store: cfg.Letters, complete: completeBus, now: cfg.Now, log: cfg.Log, added: cfg.Added}
-	return newRouterOf(cfg.Name, cfg.Stack, cfg.Policy, cfg.Topic, cfg.Subscriber, oneByOne, func(ctx context.Context, b *batch.Batch) error {
+	return newRouterOf(cfg.Name, cfg.Stack, cfg.Policy, cfg.Topic, cfg.Subscriber, 1, func(ctx context.Context, b *batch.Batch) error {
 		return handle(ctx, &b.Records()[0])
 	}, kept.refuse)
 }

@@ -23,10 +23,8 @@ type DeadLetterStore interface {
 // poison is where the poison queue middleware publishes: the record that could not be handled is the first one that is
 // left of its batch.
 type poison struct {
-	name    string
 	refuse  refuser
 	timeout time.Duration
-	log     *slog.Logger
 }
 
 // Publish keeps the record as a dead letter, and lets the rest of its batch go on.

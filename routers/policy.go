@@ -59,22 +59,30 @@ func (p Policy) String() string {
 	return text
 }
 
-// again reports whether a failed message is to be tried again within the router.
-func (p Policy) again(err error) bool {
+// again reports whether a message that failed is to be tried again within the router, after so many retries.
+func (p Policy) again(err error, retries, retryMax int) bool {
 	var panicked middleware.RecoveredPanicError
 	switch {
 	case errors.As(err, &panicked):
-		return true
+		return retries < retryMax
 	case fault.IsPermanent(err), notTried(err):
 		return false
 	}
-	return p.Outage != Wait
+	return p.Outage != Wait && retries < p.Retries
 }
 
-// hopeless reports whether a message that has failed is given up: its source need not hand it out again.
-func (p Policy) hopeless(err error) bool {
-	return hopeless(err) || p.Outage != Wait && !notTried(err)
+// letter reports whether a message that has failed is to be a dead letter.
+func (p Policy) letter(err error) bool {
+	return hopeless(err) || p.Outage == DeadLetter && !notTried(err)
 }
+
+// skips reports whether a message that has failed is let go.
+func (p Policy) skips(err error) bool {
+	return p.Outage == Skip && !hopeless(err) && !notTried(err)
+}
+
+// aside reports whether a message that has failed is given up: its source need not hand it out again.
+func (p Policy) aside(err error) bool { return p.letter(err) || p.skips(err) }
 
 // notTried reports whether a message was kept from its handler by the circuit breaker, or given up because its source or
 // the platform is ending: the source still has it.
@@ -83,17 +91,14 @@ func notTried(err error) bool {
 }
 
 func (p Policy) retry(s Stack, logger watermill.LoggerAdapter) middleware.Retry {
-	retries, interval := s.RetryMax, s.RetryInterval
-	if p.Outage != Wait {
-		retries = p.Retries
-	}
+	interval := s.RetryInterval
 	if p.Interval > 0 {
 		interval = p.Interval
 	}
 	return middleware.Retry{
-		MaxRetries: retries, InitialInterval: interval, MaxInterval: 30 * time.Second,
+		MaxRetries: max(s.RetryMax, p.Retries), InitialInterval: interval, MaxInterval: 30 * time.Second,
 		Multiplier: 2, RandomizationFactor: 0.1, ResetContextOnRetry: true, Logger: logger,
-		ShouldRetry: func(params middleware.RetryParams) bool { return p.again(params.Err) },
+		ShouldRetry: func(params middleware.RetryParams) bool { return p.again(params.Err, params.RetryNum, s.RetryMax) },
 	}
 }
 

@@ -194,7 +194,8 @@ func (b *build) drive(ctx context.Context, records []batch.Record) error {
 		return nil
 	}
 	m := batch.New(ctx, records)
-	handle := isolate(middleware.Recoverer(func(m *message.Message) ([]*message.Message, error) {
+	once := func(h message.HandlerFunc) message.HandlerFunc { return h }
+	handle := isolate(0, hopeless, once)(middleware.Recoverer(func(m *message.Message) ([]*message.Message, error) {
 		return nil, b.engine.handle(m.Context(), batch.From(m))
 	}))
 	for rest := batch.From(m); len(rest.Rest()) > 0; {

@@ -48,36 +48,38 @@ type Router struct {
 	started, closed bool
 }
 
-// newRouter returns a router with the one middleware stack, outermost first: correlation, metrics, poison queue, retry,
-// circuit breaker, isolation, timeout, recoverer.
+// newRouter returns a router with the one middleware stack, outermost first: correlation, metrics, poison queue,
+// isolation with retry, circuit breaker, timeout, recoverer.
 func newRouter(name string, s Stack, policy Policy, topic string, sub message.Subscriber, handle handler, refuse refuser) (*Router, error) {
-	return newRouterOf(name, s, policy, topic, sub, isolate, handle, refuse)
+	return newRouterOf(name, s, policy, topic, sub, 0, handle, refuse)
 }
 
-// newRouterOf is newRouter with another way to take a batch apart.
-func newRouterOf(name string, s Stack, policy Policy, topic string, sub message.Subscriber, apart message.HandlerMiddleware, handle handler, refuse refuser) (*Router, error) {
+// newRouterOf is newRouter whose handler is given so many records at most; zero means whole batches.
+func newRouterOf(name string, s Stack, policy Policy, topic string, sub message.Subscriber, most int, handle handler, refuse refuser) (*Router, error) {
 	logger := watermillLogger(s.Log)
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.CloseTimeout}, returned{logger})
 	if err != nil {
 		return nil, fmt.Errorf("create router %s: %w", name, err)
 	}
-	queue := poison{name: name, refuse: refuse, timeout: s.Timeout, log: s.Log}
-	if policy.Outage == Skip {
-		queue.refuse = skip(s.Metrics, name)
-	}
-	poisonQueue, err := middleware.PoisonQueueWithFilter(queue, "dlq", policy.hopeless)
-	if err != nil {
-		return nil, fmt.Errorf("create poison queue of %s: %w", name, err)
-	}
 	router.AddMiddleware(correlate, middleware.CorrelationID)
 	if s.Metrics != nil {
 		router.AddMiddleware(s.Metrics.middleware(name, sub))
 	}
-	router.AddMiddleware(poisonQueue, policy.retry(s, logger).Middleware)
+	for _, aside := range []struct {
+		refuse refuser
+		which  func(error) bool
+	}{{skip(s.Metrics, name), policy.skips}, {refuse, policy.letter}} {
+		queue, err := middleware.PoisonQueueWithFilter(poison{refuse: aside.refuse, timeout: s.Timeout}, "dlq", aside.which)
+		if err != nil {
+			return nil, fmt.Errorf("create poison queue of %s: %w", name, err)
+		}
+		router.AddMiddleware(queue)
+	}
+	router.AddMiddleware(isolate(most, policy.aside, policy.retry(s, logger).Middleware))
 	if policy.Breaker.Failures > 0 {
 		router.AddMiddleware(policy.Breaker.middleware(name))
 	}
-	router.AddMiddleware(apart, middleware.Timeout(s.Timeout), middleware.Recoverer)
+	router.AddMiddleware(middleware.Timeout(s.Timeout), middleware.Recoverer)
 	router.AddConsumerHandler(name, topic, sub, func(m *message.Message) error {
 		return handle(m.Context(), batch.From(m))
 	})
@@ -98,47 +100,39 @@ func correlate(h message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// isolate handles a batch, and finds the record for which it fails for good: it tries fewer records at once, and marks
-// those that succeed as done. An error is that of the first record that is left, or of an outage.
-func isolate(h message.HandlerFunc) message.HandlerFunc {
-	return func(m *message.Message) ([]*message.Message, error) {
-		b := batch.From(m)
-		ctx := m.Context()
-		for len(b.Rest()) > 0 {
-			m.SetContext(ctx) // the one before has a deadline of its own
-			n := len(b.Records())
-			if n == 1 {
-				b.Attempts++
+// isolate handles a batch, and finds the record for which it fails in a way that has it set aside: it tries fewer records
+// at once, marks those that succeed as done, and retries one that is alone. An error is that of the first record that is
+// left, or of an outage. Most, unless zero, is how many records are handled together at most.
+func isolate(most int, aside func(error) bool, retry message.HandlerMiddleware) message.HandlerMiddleware {
+	return func(h message.HandlerFunc) message.HandlerFunc {
+		alone := retry(func(m *message.Message) ([]*message.Message, error) {
+			batch.From(m).Attempts++
+			return h(m)
+		})
+		return func(m *message.Message) ([]*message.Message, error) {
+			b := batch.From(m)
+			ctx := m.Context()
+			for len(b.Rest()) > 0 {
+				m.SetContext(ctx) // the one before has a deadline of its own
+				if most > 0 && len(b.Records()) > most {
+					b.Narrow(most)
+				}
+				n, try := len(b.Records()), h
+				if n == 1 {
+					try = alone
+				}
+				_, err := try(m)
+				switch {
+				case err == nil:
+					b.Done(n)
+				case n > 1 && (aside(err) || fault.TooSlow(err)):
+					b.Narrow(n / 2)
+				default:
+					return nil, err
+				}
 			}
-			_, err := h(m)
-			switch {
-			case err == nil:
-				b.Done(n)
-			case n > 1 && (hopeless(err) || fault.TooSlow(err)):
-				b.Narrow(n / 2)
-			default:
-				return nil, err
-			}
+			return nil, nil
 		}
-		return nil, nil
-	}
-}
-
-// oneByOne handles the records of a batch one after the other.
-func oneByOne(h message.HandlerFunc) message.HandlerFunc {
-	return func(m *message.Message) ([]*message.Message, error) {
-		b := batch.From(m)
-		ctx := m.Context()
-		for len(b.Rest()) > 0 {
-			m.SetContext(ctx)
-			b.Narrow(1)
-			b.Attempts++
-			if _, err := h(m); err != nil {
-				return nil, err
-			}
-			b.Done(1)
-		}
-		return nil, nil
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/store"
 )
 
@@ -57,6 +58,9 @@ func TestLogReadsInOrderWhatTheBusHasOrWillHave(t *testing.T) {
 	published, err = l.Published(t.Context())
 	require.NoError(t, err)
 	require.EqualValues(t, 11, published)
+	published, err = store.NewLog(pgtest.Pool(t, "")).Published(t.Context())
+	require.NoError(t, err, "a database without a log")
+	require.Zero(t, published)
 }
 
 // Each reads page by page, the next while one is being handled, and ends at once when it is told to or its context ends.

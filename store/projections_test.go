@@ -162,7 +162,7 @@ func TestUpdateIsNotPermanentWhenTheTableIsMissing(t *testing.T) {
 	t.Parallel()
 	pool := activated(t)
 	p := writer(t, pool)
-	_, err := pool.Exec(t.Context(), `ALTER TABLE projections_sensor_state_v1 RENAME TO gone`)
+	_, err := pool.Exec(t.Context(), `ALTER TABLE projections RENAME TO gone`)
 	require.NoError(t, err)
 	k := key("device-1")
 	err = update(t.Context(), pool, p, put(k, `{}`, 1), k)

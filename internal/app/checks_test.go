@@ -15,6 +15,7 @@ import (
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/internal/health"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/routers"
 )
 
@@ -74,7 +75,7 @@ func TestWritesThatFailOrHangTurnHealthRed(t *testing.T) {
 
 type letterBox struct{ err error }
 
-func (b *letterBox) Add(context.Context, deadletter.Entry) error { return b.err }
+func (b *letterBox) Add(context.Context, ...deadletter.Entry) error { return b.err }
 
 func TestDeadLettersThatCannotBeStoredTurnHealthRed(t *testing.T) {
 	t.Parallel()
@@ -106,20 +107,22 @@ func (o *one) Close() error {
 	return nil
 }
 
-// stuck is a publisher that never comes back, until it is let go.
+// stuck is a bus that never comes back, until it is let go.
 type stuck struct{ goOn chan struct{} }
 
-func (s stuck) Publish(string, ...*message.Message) error { <-s.goOn; return nil }
-func (s stuck) Close() error                              { return nil }
+func (s stuck) PublishAll(context.Context, []batch.Record) ([]batch.Refusal, error) {
+	<-s.goOn
+	return nil, nil
+}
 
 // A handler that is stuck past its deadline, and a router that has died, turn health red.
 func TestRouterCheckSeesWhatIsStuckAndWhatHasDied(t *testing.T) {
 	t.Parallel()
 	const deadline = 30 * time.Second
-	clock, source, publisher := newHand(), &one{out: make(chan *message.Message)}, stuck{make(chan struct{})}
+	clock, source, bus := newHand(), &one{out: make(chan *message.Message)}, stuck{make(chan struct{})}
 	r, err := routers.NewRelay(routers.RelayConfig{
 		Stack:      routers.Stack{Timeout: time.Hour, CloseTimeout: soon, Log: quiet},
-		Subscriber: source, Publisher: publisher, Letters: &letterBox{}, Now: clock.now,
+		Subscriber: source, Bus: bus, Letters: &letterBox{}, Now: clock.now,
 	})
 	require.NoError(t, err)
 	var handed atomic.Pointer[time.Time]
@@ -143,7 +146,7 @@ func TestRouterCheckSeesWhatIsStuckAndWhatHasDied(t *testing.T) {
 	require.NoError(t, probe(t, check), "it may still be done in time")
 	clock.pass(time.Second)
 	require.EqualError(t, probe(t, check), "is stuck: a message is in flight for 31s")
-	close(publisher.goOn)
+	close(bus.goOn)
 	<-msg.Acked()
 	handed.Store(nil)
 	require.NoError(t, probe(t, check))

@@ -18,7 +18,6 @@ import (
 
 	"github.com/cornjacket/platform-services/deadletter"
 	"github.com/cornjacket/platform-services/event"
-	"github.com/cornjacket/platform-services/handlers"
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/routers"
@@ -153,36 +152,6 @@ func TestPendingDeadLettersAreTold(t *testing.T) {
 	require.Equal(t, http.StatusOK, status)
 }
 
-// The bus may bring an event twice; two letters of it are applied once.
-func TestTwoLettersOfOneEventAreAppliedOnce(t *testing.T) {
-	t.Parallel()
-	url := pgtest.URL(t)
-	pool := pgtest.Pool(t, url)
-	migrate(t, url)
-	missed(t, pool, "device-3", 1)
-	_, err := pool.Exec(t.Context(), `INSERT INTO dlq (consumer, event_id, event_payload, error_message, source_topic, source_offset, bus_topic, position)
-		SELECT consumer, event_id, event_payload, error_message, source_topic, source_offset + 1, bus_topic, position FROM dlq`)
-	require.NoError(t, err)
-	letters := deadletter.NewStore(pool, "eventhandler", map[string]deadletter.Apply{"eventhandler": applyToProjections(nil)})
-	list, err := letters.List(t.Context(), deadletter.Filter{Limit: 10})
-	require.NoError(t, err)
-	require.Len(t, list, 2)
-	var replaying sync.WaitGroup
-	for _, l := range list {
-		replaying.Go(func() {
-			_, err := letters.Replay(t.Context(), l.ID, deadletter.Edit{})
-			assert.NoError(t, err)
-		})
-	}
-	replaying.Wait()
-	var count int
-	require.NoError(t, pool.QueryRow(t.Context(), `SELECT event_count FROM projections`).Scan(&count))
-	require.Equal(t, 1, count)
-	var reason string
-	require.NoError(t, pool.QueryRow(t.Context(), `SELECT string_agg(reason, '') FROM dlq`).Scan(&reason))
-	require.Contains(t, reason, "was applied by the replay of dead letter")
-}
-
 // An event that is in the log and that the bus would not take is published, and applied although newer ones have been.
 func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
 	t.Parallel()
@@ -219,33 +188,6 @@ func TestALetterOfTheRelayIsPublishedAndApplied(t *testing.T) {
 	}, soon, every)
 	_, stored := get(t, "http://"+r.addrs["query"]+"/api/v1/events/"+e.ID.String())
 	require.InDelta(t, 3, stored["metadata"].(map[string]any)["position"], 0)
-}
-
-// A projection that depends on order and has applied newer events is not made wrong by a replay.
-func TestWhereOrderMattersALetterStaysPending(t *testing.T) {
-	t.Parallel()
-	url := pgtest.URL(t)
-	pool := pgtest.Pool(t, url)
-	migrate(t, url)
-	ids := missed(t, pool, "device-4", 1)
-	_, err := pool.Exec(t.Context(), `INSERT INTO projections (projection_type, aggregate_id, state, last_event_id, last_event_timestamp, position, event_count)
-		VALUES ('last', 'device-4', '{}', gen_random_uuid(), now(), 5, 1)`)
-	require.NoError(t, err)
-	last := handlers.Projection{
-		Type: "last", Applies: func(string) bool { return true }, OrderMatters: true,
-		Reduce: func(_ handlers.State, e *event.Envelope) (handlers.State, error) {
-			return handlers.State{Value: e.Payload, EventID: e.ID, EventTime: e.Time}, nil
-		},
-	}
-	letters := deadletter.NewStore(pool, "eventhandler", map[string]deadletter.Apply{"eventhandler": applyToProjections([]handlers.Projection{last})})
-	_, err = letters.Replay(t.Context(), uuid.MustParse(ids[0]), deadletter.Edit{})
-	require.ErrorIs(t, err, deadletter.ErrNeedsRebuild)
-	l, err := letters.Letter(t.Context(), uuid.MustParse(ids[0]))
-	require.NoError(t, err)
-	require.Equal(t, deadletter.Pending, l.Status)
-	var state string
-	require.NoError(t, pool.QueryRow(t.Context(), `SELECT state::text FROM projections`).Scan(&state))
-	require.Equal(t, "{}", state)
 }
 
 func t0(seconds int) time.Time {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -22,16 +21,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/pgtest"
 )
 
-func TestMain(m *testing.M) {
-	if cfg := os.Getenv(memberEnv); cfg != "" {
-		if err := memberMain(cfg); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	goleak.VerifyTestMain(m, pgtest.IgnoreServer())
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, pgtest.IgnoreServer()) }
 
 const (
 	soon  = 30 * time.Second
