@@ -332,6 +332,9 @@ func TestTheLedgerOfALogThatIsAway(t *testing.T) {
 // A consumer whose database is away is named, and hides nobody's numbers.
 func TestTheLedgerOfAConsumerThatIsAway(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("servers that are stopped and frozen")
+	}
 	pg := pgtest.Server(t)
 	pool := pgtest.Pool(t, pg.URL())
 	migrate(t, pool)

@@ -182,6 +182,9 @@ func (f *flow) wrong(p handlers.Projection) string {
 // every row is that of all events so far, each applied once and in order.
 func TestRebuildWhileEventsFlow(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("three rebuilds under load")
+	}
 	f := newFlow(t)
 	p := chained(nothing)
 	f.handle(p)
@@ -247,6 +250,9 @@ func TestRebuildWhileEventsFlow(t *testing.T) {
 // A rebuild that ends anywhere goes on where it was.
 func TestRebuildGoesOn(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("builds of 12,000 events")
+	}
 	f := newFlow(t)
 	p := chained(nothing)
 	f.handle(p)

@@ -53,10 +53,13 @@ func check() error {
 	return nil
 }
 
-// need skips the test where Kafka can't be had. It does so in CI too: unlike the packages of a distribution, what comes
+// need skips the test where Kafka can't be had, and in short runs. It does so in CI too: unlike the packages of a distribution, what comes
 // through Maven may be out of reach.
 func need(tb testing.TB) {
 	tb.Helper()
+	if testing.Short() {
+		tb.Skip("Apache Kafka takes long to start")
+	}
 	if err := available(); err != nil {
 		tb.Skip(err)
 	}

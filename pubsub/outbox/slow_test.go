@@ -20,6 +20,9 @@ func (s *store) trigger(table, body string) {
 // However much has gathered: a database that is too slow for a whole batch gets it done in smaller ones.
 func TestASlowDatabaseGetsThereWithSmallerBatches(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("a slow database takes ten seconds")
+	}
 	const events, timeout = 200, 400 * time.Millisecond
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
