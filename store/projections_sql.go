@@ -2,12 +2,14 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -131,6 +133,9 @@ func (p places) note(rows pgx.Rows) error {
 
 func (p places) send(ctx context.Context, tx pgx.Tx, statements *pgx.Batch) error {
 	if err := tx.SendBatch(ctx, statements).Close(); err != nil {
+		if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "40P01" { // deadlock_detected: we are its victim
+			return fmt.Errorf("write projections: %w: %w", ErrConflict, err)
+		}
 		return fmt.Errorf("write projections: %w", fault.Refused(err))
 	}
 	return nil
