@@ -19,6 +19,13 @@ func (m *member) gap(key Partition, dropped int64) {
 	}
 }
 
+// dropped notes that the bus has dropped records of a partition, or that what it has is not what it was. The lock is held.
+func (m *member) dropped(key Partition, expected, found int64) {
+	m.gap(key, found-expected)
+	m.cfg.Logger.Error("the bus has dropped records before they were read; they are read from the event log", "group", m.cfg.Group,
+		"topic", key.Topic, "partition", key.Partition, "expected_offset", expected, "offset", found)
+}
+
 // catchUp hands out from the log what the bus does not have, until nothing is missing or ctx ends. It is the same
 // consumer that gets it, and nothing else meanwhile: positions say what it has handled.
 func (m *member) catchUp(ctx context.Context) {
@@ -29,9 +36,9 @@ func (m *member) catchUp(ctx context.Context) {
 		if len(gaps) == 0 {
 			return
 		}
+		m.client.AllowRebalance() // it may take long
 		if err := m.fill(ctx, gaps); err != nil && ctx.Err() == nil {
 			m.fail(err)
-			m.client.AllowRebalance()
 			batch.Sleep(ctx, time.Second)
 		}
 	}
@@ -47,16 +54,15 @@ func (m *member) fill(ctx context.Context, gaps map[Partition]*gap) error {
 	if err != nil {
 		return err
 	}
+	held := m.holding(gaps)
 	began, events, whole := time.Now(), 0, true
 	upTo, err := m.cfg.EventLog.CatchUp(ctx, places, counts, func(records []batch.Record) bool {
-		if records = m.owned(records); len(records) > 0 {
-			whole = m.sender.Send(ctx, records).Done == len(records)
-			events += len(records)
-		}
-		return whole && ctx.Err() == nil
+		whole, _ = m.send(ctx, records, held)
+		events += len(records)
+		return whole
 	})
 	if err == nil && whole {
-		err = m.reached(ctx, places, upTo)
+		err = m.reached(ctx, places, held, upTo)
 	}
 	if err != nil || !whole {
 		return err
@@ -78,11 +84,11 @@ func (m *member) fill(ctx context.Context, gaps map[Partition]*gap) error {
 
 // reached notes that partitions are handled up to a position, whether they had any events or not, and are read on from
 // where the bus begins: a restart does not look again.
-func (m *member) reached(ctx context.Context, places []Place, upTo int64) error {
+func (m *member) reached(ctx context.Context, places []Place, held held, upTo int64) error {
 	m.mu.Lock()
 	reached := make([]Place, 0, len(places))
 	for _, place := range places {
-		if p := m.parts[place.Partition]; p != nil {
+		if p := m.parts[place.Partition]; p != nil && p == held[place.Partition] {
 			reached = append(reached, Place{Partition: place.Partition, Position: max(upTo, place.Position), Offset: p.next})
 		}
 	}
@@ -90,9 +96,23 @@ func (m *member) reached(ctx context.Context, places []Place, upTo int64) error 
 	return m.cfg.Positions.Reached(ctx, reached)
 }
 
-// owned returns the records of partitions that are ours.
-func (m *member) owned(records []batch.Record) []batch.Record {
+// holding returns the assignments of partitions.
+func (m *member) holding(gaps map[Partition]*gap) held {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.DeleteFunc(records, func(r batch.Record) bool { return m.parts[Partition{r.Topic, r.Partition}] == nil })
+	held := make(held)
+	for key := range gaps {
+		held[key] = m.parts[key]
+	}
+	return held
+}
+
+// owned returns the records of partitions that are still assigned as they were.
+func (m *member) owned(records []batch.Record, held held) []batch.Record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.DeleteFunc(records, func(r batch.Record) bool {
+		key := Partition{r.Topic, r.Partition}
+		return m.parts[key] == nil || m.parts[key] != held[key]
+	})
 }

@@ -16,26 +16,24 @@ import (
 
 // TestConformance runs Watermill's suite.
 //
-// The suite takes a guarantee of order for one message in flight, so order is claimed with a window of one, one
-// partition and one key only; the other tests prove it for wide windows.
+// The suite knows no batches, so each has one record; and no partitions, so order is claimed for one of them only. The
+// other tests prove it for batches.
 func TestConformance(t *testing.T) {
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
-		for name, c := range map[string]struct{ window, partitions int }{
-			"window of one": {1, 1}, "wide window": {500, 4},
-		} {
+		for name, partitions := range map[string]int{"one partition": 1, "partitions": 4} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				conform(t, newBroker(t, c.partitions), c.window)
+				conform(t, newBroker(t, partitions))
 			})
 		}
 	})
 }
 
-func conform(t *testing.T, b *broker, window int) {
+func conform(t *testing.T, b *broker) {
 	create := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
 		pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers()})
 		require.NoError(t, err)
-		sub := kafka.NewSubscriber(kafka.SubscriberConfig{Brokers: b.brokers(), Group: b.named(group), Window: window,
+		sub := kafka.NewSubscriber(kafka.SubscriberConfig{Brokers: b.brokers(), Group: b.named(group), MaxBatch: 1,
 			SessionTimeout: 2 * time.Second, CloseTimeout: 500 * time.Millisecond})
 		t.Cleanup(func() { // TestPublishSubscribeInOrder and others forget some
 			require.NoError(t, pub.Close())
@@ -45,7 +43,7 @@ func conform(t *testing.T, b *broker, window int) {
 	}
 	tests.TestPubSub(t, tests.Features{
 		ConsumerGroups:  true,
-		GuaranteedOrder: window == 1,
+		GuaranteedOrder: b.partitions == 1,
 		Persistent:      true,
 		ForceShort:      os.Getenv("CI") == "",
 	}, func(t *testing.T) (message.Publisher, message.Subscriber) {

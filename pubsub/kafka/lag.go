@@ -26,15 +26,13 @@ const refreshEvery = 5 * time.Second
 func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
 	var sum Lag
 	for _, m := range s.members() {
-		if time.Since(m.refreshed) >= refreshEvery {
-			ends, err := m.bounds(ctx)
-			if err != nil {
+		m.mu.Lock()
+		due := time.Since(m.refreshed) >= refreshEvery
+		m.mu.Unlock()
+		if due {
+			if err := m.refresh(ctx); err != nil {
 				return Lag{}, err
 			}
-			m.refreshed = time.Now()
-			m.mu.Lock()
-			m.ends = ends
-			m.mu.Unlock()
 		}
 		committed := m.client.CommittedOffsets()
 		m.mu.Lock()
@@ -52,6 +50,18 @@ func (s *Subscriber) Lag(ctx context.Context) (Lag, error) {
 		m.mu.Unlock()
 	}
 	return sum, nil
+}
+
+// refresh asks for the bounds of the partitions and keeps them.
+func (m *member) refresh(ctx context.Context) error {
+	found, err := m.bounds(ctx)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ends, m.refreshed = found, time.Now()
+	return nil
 }
 
 // bounds asks where the partitions of the topics begin and end. A partition that the brokers can't say that of is an error

@@ -21,6 +21,7 @@ import (
 	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/devstack"
 	"github.com/cornjacket/platform-services/internal/kafkatest"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
 )
 
@@ -192,11 +193,28 @@ func keyed(key string, n int) *message.Message {
 	return m
 }
 
-func number(t *testing.T, m *message.Message) int {
+// numbers returns the payloads of the records that a message has yet to do.
+func numbers(t *testing.T, m *message.Message) []int {
 	t.Helper()
-	n, err := strconv.Atoi(string(m.Payload))
-	require.NoError(t, err)
-	return n
+	var all []int
+	for _, r := range batch.From(m).Records() {
+		n, err := strconv.Atoi(string(r.Value))
+		require.NoError(t, err)
+		all = append(all, n)
+	}
+	return all
+}
+
+// expect acknowledges messages until numbers from one up to another have come, in order.
+func expect(t *testing.T, out <-chan *message.Message, from, to int) {
+	t.Helper()
+	var got []int
+	for len(got) < to-from {
+		m := next(t, out)
+		got = append(got, numbers(t, m)...)
+		m.Ack()
+	}
+	require.Equal(t, upTo(to)[from:], got)
 }
 
 func next(t *testing.T, out <-chan *message.Message) *message.Message {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/cornjacket/platform-services/event"
@@ -22,7 +22,8 @@ import (
 // member is one subscription: one member of the group.
 type member struct {
 	cfg    SubscriberConfig
-	client *kgo.Client
+	client *kgo.Client   // set once ready is closed
+	ready  chan struct{} // the client begins before newMember has it
 	sender *batch.Sender
 	topics []string
 	ctx    context.Context    // of the client's requests; outlives the subscription's
@@ -31,21 +32,30 @@ type member struct {
 	joined  atomic.Bool
 	trouble atomic.Pointer[trouble]
 
-	refreshed time.Time // when ends were last asked for; see Lag
+	// Of run alone.
+	looked time.Time       // when look was last called
+	stale  map[string]bool // topics whose ID the brokers do not know any more
+	held   held            // of what is being handed out
 
-	mu     sync.Mutex
-	parts  map[Partition]*part // assigned
-	behind map[Partition]*gap  // those of parts of which the bus does not have all; see catchUp
-	wake   context.CancelFunc  // ends the poll that is waiting
-	ends   map[Partition]bounds
+	mu        sync.Mutex
+	parts     map[Partition]*part  // assigned
+	ids       map[string]uuid.UUID // of the topics as they were when parts were assigned
+	behind    map[Partition]*gap   // those of parts of which the bus does not have all; see catchUp
+	wake      context.CancelFunc   // ends the poll that is waiting
+	ends      map[Partition]bounds
+	refreshed time.Time // when ends were last asked for; see Lag
 }
 
-// part is an assigned partition.
+// part is an assigned partition. Each assignment has one of its own.
 type part struct {
 	next   int64     // offset of the next record that is to be handled; -1 if not known yet
+	before int64     // what next was before look has moved it to the beginning of the partition; -1 if it has not
 	end    int64     // of the partition when it was last fetched
 	oldest time.Time // of what is fetched and not handled
 }
+
+// held is the assignments that records were taken under.
+type held map[Partition]*part
 
 // trouble is why nothing comes.
 type trouble struct {
@@ -55,8 +65,8 @@ type trouble struct {
 
 func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*member, error) {
 	m := &member{
-		cfg: cfg, topics: topics, sender: batch.NewSender(cfg.CloseTimeout),
-		parts: make(map[Partition]*part), behind: make(map[Partition]*gap),
+		cfg: cfg, topics: topics, sender: batch.NewSender(cfg.CloseTimeout), ready: make(chan struct{}),
+		parts: make(map[Partition]*part), behind: make(map[Partition]*gap), ids: make(map[string]uuid.UUID), stale: make(map[string]bool),
 	}
 	m.sender.Again = m.again
 	opts := []kgo.Opt{
@@ -94,30 +104,31 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 		m.cut()
 		return nil, err
 	}
-	m.client = client // the callbacks are given it: they may run already
+	m.client = client
+	close(m.ready)
 	return m, nil
 }
 
 // run polls until ctx ends, then leaves.
 func (m *member) run(ctx context.Context) {
 	for ctx.Err() == nil {
+		m.look(ctx)
 		m.catchUp(ctx)
 		fetches := m.poll(ctx)
 		if fetches.IsClientClosed() {
 			break
 		}
-		m.note(fetches)
-		records, fetched := m.take(fetches)
+		failed := m.note(fetches)
+		records, fetched, held := m.take(fetches)
 		m.catchUp(ctx)
-		pause := time.Duration(0)
-		if records = m.owned(records); len(records) > 0 && ctx.Err() == nil {
-			outcome := m.sender.Send(ctx, records)
-			if outcome.Done == len(records) {
-				m.handled(fetched)
-			}
-			pause = outcome.Gather
+		done, pause := m.send(ctx, records, held)
+		if done {
+			m.handled(fetched, held)
 		}
 		m.client.AllowRebalance()
+		if failed && len(records) == 0 {
+			pause = failedPause // the client would ask again at once
+		}
 		batch.Sleep(ctx, pause)
 	}
 	m.client.AllowRebalance() // one that waits for us holds up the commit too
@@ -127,9 +138,20 @@ func (m *member) run(ctx context.Context) {
 	m.cut()
 }
 
-// poll waits for records, or until there is something to catch up with.
+// send hands out those of records whose partitions are still assigned as they were. It reports whether all are done, and
+// how long the next batch should gather.
+func (m *member) send(ctx context.Context, records []batch.Record, held held) (done bool, pause time.Duration) {
+	if records = m.owned(records, held); len(records) == 0 || ctx.Err() != nil {
+		return ctx.Err() == nil, 0
+	}
+	m.held = held
+	outcome := m.sender.Send(ctx, records)
+	return outcome.Done == len(records), outcome.Gather
+}
+
+// poll waits for records, until there is something to catch up with, or for so long that it is time to look.
 func (m *member) poll(ctx context.Context) kgo.Fetches {
-	ctx, wake := context.WithCancel(ctx)
+	ctx, wake := context.WithDeadline(ctx, m.looked.Add(lookEvery))
 	defer wake()
 	m.mu.Lock()
 	m.wake = wake
@@ -160,11 +182,21 @@ func (m *member) commitLast() {
 	}
 }
 
-// note keeps the outcome of a fetch. franz-go goes on by itself after each error; an operator is told of the first.
-func (m *member) note(fetches kgo.Fetches) {
+// failedPause is the time between fetches that fail.
+const failedPause = 250 * time.Millisecond
+
+// note keeps the outcome of a fetch, and reports whether it has failed. franz-go goes on by itself after each error; an
+// operator is told of the first.
+func (m *member) note(fetches kgo.Fetches) (failed bool) {
 	var first error
 	fetches.EachError(func(topic string, _ int32, err error) {
-		if first == nil && !errors.Is(err, context.Canceled) {
+		if topic == "" && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+			return // poll was woken
+		}
+		if errors.Is(err, kerr.UnknownTopicID) {
+			m.stale[topic] = true
+		}
+		if first == nil {
 			first = fmt.Errorf("fetch %s: %w", topic, err)
 		}
 	})
@@ -173,9 +205,13 @@ func (m *member) note(fetches kgo.Fetches) {
 	} else if fetches.NumRecords() > 0 {
 		m.trouble.Store(nil)
 	}
+	return first != nil
 }
 
 func (m *member) fail(err error) {
+	if errors.Is(err, context.Canceled) {
+		return // a rebalance or the end of the subscription
+	}
 	t := &trouble{since: time.Now(), last: time.Now(), err: err}
 	if before := m.trouble.Load(); before.current() {
 		t.since = before.since
@@ -185,46 +221,50 @@ func (m *member) fail(err error) {
 	m.trouble.Store(t)
 }
 
-// current reports whether the trouble lasts: each attempt to fetch fails again as long as it does, while nothing says that
-// one of an idle topic has succeeded.
-func (t *trouble) current() bool { return t != nil && time.Since(t.last) < 5*time.Second }
+// current reports whether the trouble lasts: attempts fail again, within less than this time, as long as it does, while
+// nothing says that a fetch from an idle topic has succeeded.
+func (t *trouble) current() bool { return t != nil && time.Since(t.last) < 3*time.Second }
 
 // take returns fetched records as those of a batch, and as they are. Records that do not follow the one before say that
 // the bus has dropped some, or that the topic is another one by now: then the log has to be read first.
-func (m *member) take(fetches kgo.Fetches) ([]batch.Record, []*kgo.Record) {
+func (m *member) take(fetches kgo.Fetches) ([]batch.Record, []*kgo.Record, held) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	records, fetched := make([]batch.Record, 0, fetches.NumRecords()), make([]*kgo.Record, 0, fetches.NumRecords())
+	held := make(held)
 	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
 		key := Partition{f.Topic, f.Partition}
 		p := m.parts[key]
 		if p == nil || len(f.Records) == 0 {
 			return
 		}
-		if first := f.Records[0]; m.cfg.Positions != nil && p.next >= 0 && first.Offset != p.next {
-			m.gap(key, first.Offset-p.next)
-			m.cfg.Logger.Error("the bus has dropped records before they were read; they are read from the event log", "group", m.cfg.Group,
-				"topic", f.Topic, "partition", f.Partition, "expected_offset", p.next, "offset", first.Offset)
+		first := f.Records[0]
+		if m.cfg.Positions != nil && p.next >= 0 && first.Offset != p.next && first.Offset != p.before {
+			m.dropped(key, p.next, first.Offset)
 		}
-		p.end, p.oldest = f.HighWatermark, f.Records[0].Timestamp
-		p.next = f.Records[0].Offset
+		p.end, p.oldest = f.HighWatermark, first.Timestamp
+		p.next, p.before = first.Offset, -1
+		held[key] = p
 		for _, r := range f.Records {
 			records, fetched = append(records, received(r)), append(fetched, r)
 		}
 	})
-	return records, fetched
+	return records, fetched, held
 }
 
 // handled notes that records are done.
-func (m *member) handled(records []*kgo.Record) {
+func (m *member) handled(records []*kgo.Record, held held) {
 	m.mu.Lock()
+	last := make(map[*part]*kgo.Record, len(held))
 	for _, r := range records {
-		if p := m.parts[Partition{r.Topic, r.Partition}]; p != nil {
+		key := Partition{r.Topic, r.Partition}
+		if p := m.parts[key]; p != nil && p == held[key] {
 			p.next, p.oldest = r.Offset+1, time.Time{}
+			last[p] = r
 		}
 	}
 	m.mu.Unlock()
-	m.client.MarkCommitRecords(records...)
+	m.client.MarkCommitRecords(slices.Collect(maps.Values(last))...)
 }
 
 // received returns a record as one of a batch. Nothing is decoded here: what can't be read fails in its handler, alone.
@@ -251,17 +291,17 @@ func received(r *kgo.Record) batch.Record {
 // again drops records of partitions that are another member's by now, and claims those anew of which that is not known.
 func (m *member) again(rest []batch.Record) []batch.Record {
 	m.client.AllowRebalance() // a database that is away must not hold up the group
-	m.mu.Lock()
+	rest = m.owned(slices.Clone(rest), m.held)
+	if m.cfg.Positions == nil {
+		return rest
+	}
 	var lost []Partition
-	rest = slices.DeleteFunc(slices.Clone(rest), func(r batch.Record) bool {
-		key := Partition{r.Topic, r.Partition}
-		owned := m.parts[key] != nil
-		if owned && m.cfg.Positions != nil && !m.cfg.Positions.Claimed(key) && !slices.Contains(lost, key) {
+	for i := range rest {
+		key := Partition{rest[i].Topic, rest[i].Partition}
+		if !m.cfg.Positions.Claimed(key) && !slices.Contains(lost, key) {
 			lost = append(lost, key)
 		}
-		return !owned
-	})
-	m.mu.Unlock()
+	}
 	if len(lost) > 0 {
 		ctx, cancel := context.WithTimeout(m.ctx, 5*time.Second)
 		defer cancel()
@@ -287,7 +327,7 @@ func (m *member) assigned(_ context.Context, _ *kgo.Client, parts map[string][]i
 	defer m.mu.Unlock()
 	for topic, ids := range parts {
 		for _, id := range ids {
-			m.parts[Partition{topic, id}] = &part{next: -1}
+			m.parts[Partition{topic, id}] = &part{next: -1, before: -1}
 		}
 	}
 }
@@ -316,14 +356,19 @@ func (m *member) drop(parts map[string][]int32) {
 
 // claim says where newly assigned partitions are to be read on; what the group has committed does not matter.
 func (m *member) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	<-m.ready
 	var keys []Partition
 	for topic, ids := range committed {
-		for id := range maps.Keys(ids) {
+		for id := range ids {
 			keys = append(keys, Partition{topic, id})
 		}
 	}
 	if len(keys) == 0 {
 		return committed, nil
+	}
+	if err := m.identify(ctx, slices.Collect(maps.Keys(committed))); err != nil {
+		m.fail(err)
+		return nil, err
 	}
 	places, err := m.claimPlaces(ctx, keys)
 	if err != nil {
@@ -338,20 +383,7 @@ func (m *member) claim(ctx context.Context, committed map[string]map[int32]kgo.O
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, place := range places {
-		b := bounds[place.Partition]
-		p := &part{next: place.Offset, end: b.end}
-		if place.Offset < b.start || place.Offset > b.end {
-			p.next = b.start
-			var dropped int64
-			if place.Offset >= 0 {
-				dropped = b.start - place.Offset
-			}
-			m.gap(place.Partition, dropped)
-			if place.Position > 0 {
-				m.cfg.Logger.Error("the bus does not have what was not read yet; it is read from the event log", "group", m.cfg.Group,
-					"topic", place.Topic, "partition", place.Partition.Partition, "dropped", max(0, dropped))
-			}
-		}
+		p := m.begin(place, bounds[place.Partition])
 		m.parts[place.Partition] = p
 		committed[place.Topic][place.Partition.Partition] = kgo.NewOffset().At(p.next).WithEpoch(-1)
 	}
@@ -361,14 +393,30 @@ func (m *member) claim(ctx context.Context, committed map[string]map[int32]kgo.O
 	return committed, nil
 }
 
+// begin returns an assigned partition, to be read on from a place or, if the bus does not have what is there, from where
+// the partition begins. The lock is held.
+func (m *member) begin(place Place, b bounds) *part {
+	p := &part{next: place.Offset, before: -1, end: b.end}
+	if b.start <= place.Offset && place.Offset <= b.end {
+		return p
+	}
+	p.next = b.start
+	dropped := int64(0)
+	if place.Offset >= 0 {
+		dropped = max(0, b.start-place.Offset)
+	}
+	m.gap(place.Partition, dropped)
+	if place.Position > 0 {
+		m.cfg.Logger.Error("the bus does not have what was not read yet; it is read from the event log", "group", m.cfg.Group,
+			"topic", place.Topic, "partition", place.Partition.Partition, "dropped", dropped)
+	}
+	return p
+}
+
+// claimPlaces claims partitions of the topics that they were assigned of, and says how far the consumer is.
 func (m *member) claimPlaces(ctx context.Context, keys []Partition) ([]Place, error) {
-	topics, err := kadm.NewClient(m.client).ListTopics(ctx, m.topics...)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the topics %v: %w", m.topics, err)
-	}
-	ids := make(map[string]uuid.UUID)
-	for name, t := range topics {
-		ids[name] = uuid.UUID(t.ID)
-	}
+	m.mu.Lock()
+	ids := maps.Clone(m.ids)
+	m.mu.Unlock()
 	return m.cfg.Positions.Claim(ctx, ids, keys)
 }

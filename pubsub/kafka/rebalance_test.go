@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -10,8 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cornjacket/platform-services/event"
-	"github.com/cornjacket/platform-services/pubsub/window"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 )
 
 // Members come and go while messages flow, and one dies: each message is handled, and each member sees the messages of
@@ -23,7 +23,7 @@ func TestSubscriberRebalances(t *testing.T) {
 		const keys, each = 20, 250
 		c := &collector{seen: map[string]map[int]bool{}, left: keys * each}
 		cfg := b.config("g")
-		cfg.Window = 20
+		cfg.MaxBatch = 20
 		cfg.SessionTimeout = time.Second
 
 		first, out1 := b.subscribe(cfg, "t")
@@ -69,49 +69,39 @@ type collector struct {
 func (c *collector) missing() int  { c.mu.Lock(); defer c.mu.Unlock(); return c.left }
 func (c *collector) repeated() int { c.mu.Lock(); defer c.mu.Unlock(); return c.twice }
 
-// consume handles what one member hands out: each message in a goroutine of its own, as a router does, in its turn.
+// consume handles what one member hands out.
 func (c *collector) consume(t *testing.T, out <-chan *message.Message) {
-	type item struct {
-		key string
-		n   int
-	}
 	last := map[string]int{} // of this member
-	batcher := window.NewBatcher(window.BatcherConfig[item]{MaxBatch: 50, Flush: func(_ context.Context, items []item) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, it := range items {
-			if before, ok := last[it.key]; ok && it.n <= before && !c.seen[it.key][it.n] {
-				t.Errorf("%s: %d came after %d", it.key, it.n, before)
-			}
-			last[it.key] = it.n
-			if c.seen[it.key] == nil {
-				c.seen[it.key] = map[int]bool{}
-			}
-			if c.seen[it.key][it.n] {
-				c.twice++
-				continue
-			}
-			c.seen[it.key][it.n] = true
-			c.left--
-		}
-		return nil
-	}})
 	go func() {
-		var wg sync.WaitGroup
 		for m := range out {
-			wg.Go(func() {
-				if err := batcher.Do(m.Context(), item{m.Metadata.Get(event.MetaAggregateID), number(t, m)}); err != nil {
-					m.Nack()
-					return
+			for _, r := range batch.From(m).Records() {
+				n, err := strconv.Atoi(string(r.Value))
+				if err != nil {
+					t.Error(err)
 				}
-				m.Ack()
-			})
-		}
-		wg.Wait()
-		if err := batcher.Close(context.Background()); err != nil {
-			t.Error(err)
+				c.take(t, last, r.Key, n)
+			}
+			m.Ack()
 		}
 	}()
+}
+
+func (c *collector) take(t *testing.T, last map[string]int, key string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if before, ok := last[key]; ok && n <= before && !c.seen[key][n] {
+		t.Errorf("%s: %d came after %d", key, n, before)
+	}
+	last[key] = n
+	if c.seen[key] == nil {
+		c.seen[key] = map[int]bool{}
+	}
+	if c.seen[key][n] {
+		c.twice++
+		return
+	}
+	c.seen[key][n] = true
+	c.left--
 }
 
 func TestSubscriberWaitsForBroker(t *testing.T) {
@@ -125,11 +115,7 @@ func TestSubscriberWaitsForBroker(t *testing.T) {
 	require.False(t, sub.Joined())
 	b.start()
 	publish(t, b.publisher(), b.named("t"), "k", 0, 10)
-	for i := range 10 {
-		m := next(t, out)
-		require.Equal(t, i, number(t, m))
-		m.Ack()
-	}
+	expect(t, out, 0, 10)
 }
 
 func TestSubscriberSurvivesRestarts(t *testing.T) {

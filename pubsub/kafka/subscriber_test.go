@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,8 +14,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/cornjacket/platform-services/event"
+	"github.com/cornjacket/platform-services/pubsub/batch"
 	"github.com/cornjacket/platform-services/pubsub/kafka"
-	"github.com/cornjacket/platform-services/pubsub/window"
 )
 
 func publish(t *testing.T, p *kafka.Publisher, topic, key string, from, to int) {
@@ -26,68 +27,74 @@ func publish(t *testing.T, p *kafka.Publisher, topic, key string, from, to int) 
 	require.NoError(t, p.Publish(topic, msgs...))
 }
 
-func TestSubscriberHandsOutAWindow(t *testing.T) {
+// One batch is in flight at a time, of no more records than MaxBatch.
+func TestSubscriberHandsOutBatches(t *testing.T) {
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
 		b := newBroker(t, 1, "t")
-		p := b.publisher()
+		publish(t, b.publisher(), b.named("t"), "k", 0, 20)
 		cfg := b.config("g")
-		cfg.Window = 5
+		cfg.MaxBatch = 5
 		sub, out := b.subscribe(cfg, "t")
-		publish(t, p, b.named("t"), "k", 0, 20)
-		var held []*message.Message
-		for i := range 5 {
+		var first *message.Message
+		for from := 0; from < 20; from += 5 {
 			m := next(t, out)
-			require.Equal(t, i, number(t, m))
-			require.Equal(t, fmt.Sprint("k-", i), m.UUID)
-			require.Equal(t, message.Metadata{event.MetaAggregateID: "k", event.MetaEventType: "sensor.reading"}, m.Metadata)
-			src, ok := window.SourceFrom(m.Context())
-			require.True(t, ok)
-			require.Equal(t, window.Source{Topic: b.named("t"), Partition: 0, Offset: int64(i), Key: "k"}, src)
-			held = append(held, m)
-		}
-		select {
-		case m := <-out:
-			require.FailNow(t, "window of 5 overrun", "%s", m.UUID)
-		case <-time.After(100 * time.Millisecond):
-		}
-		require.True(t, sub.Joined())
-		require.Equal(t, 1, sub.Assigned())
-		require.NoError(t, sub.Ping(t.Context()))
-		require.False(t, sub.Oldest().IsZero())
-		last, err := sub.LastPoll()
-		require.NoError(t, err)
-		require.False(t, last.IsZero())
-		for _, m := range held {
-			m.Ack()
-		}
-		for i := 5; i < 20; i++ {
-			m := next(t, out)
-			require.Equal(t, i, number(t, m))
+			require.Equal(t, upTo(from + 5)[from:], numbers(t, m))
+			require.Equal(t, fmt.Sprint("k-", from), m.UUID)
+			require.Empty(t, m.Payload, "which of them it would be")
+			if from == 0 {
+				first = m
+				r := batch.From(m).Records()[3]
+				require.Equal(t, batch.Record{Topic: b.named("t"), Partition: 0, Offset: 3, Key: "k", ID: "k-3", At: r.At, Value: []byte("3"),
+					Headers: []batch.Header{{Key: event.MetaEventType, Value: "sensor.reading"}, {Key: event.MetaEventID, Value: "k-3"}}}, r)
+				require.WithinDuration(t, time.Now(), r.At, soon)
+				require.True(t, sub.Joined())
+				require.Equal(t, 1, sub.Assigned())
+				require.NoError(t, sub.Ping(t.Context()))
+				require.False(t, sub.Oldest().IsZero())
+				select {
+				case m := <-out:
+					require.FailNow(t, "a second batch is in flight", "%s", m.UUID)
+				case <-time.After(100 * time.Millisecond):
+				}
+			}
 			m.Ack()
 		}
 		require.Eventually(t, func() bool { return sub.Oldest().IsZero() }, soon, tick)
 		select {
-		case <-held[0].Context().Done():
+		case <-first.Context().Done():
 		case <-time.After(soon):
 			require.FailNow(t, "the context of a message ends when it is done")
 		}
 	})
 }
 
-// A subscriber that dies leaves what it has not acknowledged, and what is behind such a gap, to the next one.
-func TestSubscriberCommitsThePrefix(t *testing.T) {
+// A record that comes alone is the message, for handlers that know no batches.
+func TestSubscriberHandsOutSingleRecords(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1, "t")
+	publish(t, b.publisher(), "t", "k", 0, 2)
+	cfg := b.config("g")
+	cfg.MaxBatch = 1
+	_, out := b.subscribe(cfg, "t")
+	for i := range 2 {
+		m := next(t, out)
+		require.Equal(t, fmt.Sprint(i), string(m.Payload))
+		require.Equal(t, fmt.Sprint("k-", i), m.UUID)
+		require.Equal(t, message.Metadata{event.MetaEventID: m.UUID, event.MetaEventType: "sensor.reading"}, m.Metadata)
+		m.Ack()
+	}
+}
+
+// A subscriber that dies leaves what it has not acknowledged to the next one.
+func TestSubscriberCommitsWhatIsDone(t *testing.T) {
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
 		b := newBroker(t, 1, "t")
-		p := b.publisher()
+		publish(t, b.publisher(), b.named("t"), "k", 0, 20)
 		cfg := b.config("g")
-		cfg.SessionTimeout, cfg.CloseTimeout = 600*time.Millisecond, 10*time.Millisecond
+		cfg.SessionTimeout, cfg.CloseTimeout, cfg.MaxBatch = 600*time.Millisecond, 10*time.Millisecond, 7
 		sub, out := b.subscribe(cfg, "t")
-		publish(t, p, b.named("t"), "k", 0, 20)
-		for i := range 20 {
-			if m := next(t, out); i != 7 {
-				m.Ack()
-			}
-		}
+		next(t, out).Ack()
+		next(t, out) // is never answered
 		client := b.client()
 		require.Eventually(t, func() bool { return b.committed(client, "g", "t", 0) == 7 }, soon, tick, "while it runs")
 		require.NoError(t, sub.Close())
@@ -95,64 +102,47 @@ func TestSubscriberCommitsThePrefix(t *testing.T) {
 		require.False(t, open)
 		require.EqualValues(t, 7, b.committed(client, "g", "t", 0))
 		_, out = b.subscribe(b.config("g"), "t")
-		for i := 7; i < 20; i++ {
-			m := next(t, out)
-			require.Equal(t, i, number(t, m))
-			m.Ack()
-		}
+		expect(t, out, 7, 20)
 	})
 }
 
 func TestSubscriberHandsOutAgain(t *testing.T) {
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
 		b := newBroker(t, 1, "t")
-		p := b.publisher()
+		publish(t, b.publisher(), b.named("t"), "k", 0, 5)
 		_, out := b.subscribe(b.config("g"), "t")
-		publish(t, p, b.named("t"), "k", 0, 2)
-		publish(t, p, b.named("t"), "other", 2, 3)
-		first, second, third := next(t, out), next(t, out), next(t, out)
-		batcher := window.NewBatcher(window.BatcherConfig[int]{MaxBatch: 10, Flush: func(context.Context, []int) error { return nil }})
-		defer func() { require.NoError(t, batcher.Close(context.Background())) }()
-		later := make(chan error, 1)
-		go func() { later <- batcher.Do(second.Context(), 1) }()
-		require.NoError(t, batcher.Do(third.Context(), 2), "another key does not wait")
 		for range 3 {
-			first.Nack()
-			first = next(t, out)
-			require.Equal(t, 0, number(t, first))
-			require.Empty(t, later, "its successor waits")
+			m := next(t, out)
+			require.Equal(t, upTo(5), numbers(t, m))
+			m.Nack()
 		}
-		require.NoError(t, batcher.Do(first.Context(), 0))
-		require.NoError(t, <-later)
-		first.Ack()
-		second.Ack()
-		third.Ack()
+		m := next(t, out)
+		batch.From(m).Done(2)
+		m.Nack()
+		m = next(t, out)
+		require.Equal(t, upTo(5)[2:], numbers(t, m), "what is done is not handed out again")
 		client := b.client()
-		require.Eventually(t, func() bool { return b.committed(client, "g", "t", 0) == 3 }, soon, tick)
+		require.Less(t, b.committed(client, "g", "t", 0), int64(3))
+		m.Ack()
+		require.Eventually(t, func() bool { return b.committed(client, "g", "t", 0) == 5 }, soon, tick)
 	})
 }
 
 func TestSubscriberCloseDrains(t *testing.T) {
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
 		b := newBroker(t, 2, "t")
-		p := b.publisher()
+		publish(t, b.publisher(), b.named("t"), "a", 0, 10)
 		sub, out := b.subscribe(b.config("g"), "t")
-		publish(t, p, b.named("t"), "a", 0, 10)
-		var held []*message.Message
-		for range 10 {
-			held = append(held, next(t, out))
-		}
+		held := next(t, out)
+		require.Equal(t, upTo(10), numbers(t, held))
 		closed := make(chan error, 1)
 		go func() { closed <- sub.Close() }()
 		require.Eventually(t, func() bool {
 			_, err := sub.Subscribe(t.Context(), "t")
 			return err != nil
 		}, soon, tick)
-		for _, m := range held[1:] {
-			m.Ack()
-		}
 		require.Empty(t, closed)
-		held[0].Ack()
+		held.Ack()
 		require.NoError(t, <-closed)
 		_, open := <-out
 		require.False(t, open)
@@ -162,41 +152,32 @@ func TestSubscriberCloseDrains(t *testing.T) {
 	})
 }
 
-// One partition that is stuck holds up neither the others nor the memory: its fetching is paused.
-func TestSubscriberFullPartitionHoldsUpNoOther(t *testing.T) {
+// What is fetched ahead is bounded in bytes while a batch is in flight, whatever waits on the brokers.
+func TestSubscriberFetchesAheadBoundedBytes(t *testing.T) {
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
 		b := newBroker(t, 2, "t")
-		cfg := b.config("g")
-		cfg.Window = 10
-		_, out := b.subscribe(cfg, "t")
-		client := b.client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
-		const total = 5000
-		produce := func(partition int32) {
-			var records []*kgo.Record
-			for i := range total {
-				records = append(records, &kgo.Record{Topic: b.named("t"), Partition: partition, Key: []byte(fmt.Sprint("p", partition)), Value: []byte(fmt.Sprint(i))})
-			}
-			require.NoError(t, client.ProduceSync(t.Context(), records...).FirstErr())
-		}
-		produce(0)
-		var held []*message.Message
-		for range 10 {
-			held = append(held, next(t, out))
-		}
-		produce(1)
+		client := b.client(kgo.ProducerBatchMaxBytes(50_000), kgo.ProducerBatchCompression(kgo.NoCompression()))
+		const total, size, bound = 600, 10_000, 200_000
+		var records []*kgo.Record
 		for i := range total {
-			m := next(t, out)
-			require.Equal(t, "p1", m.Metadata.Get(event.MetaAggregateID))
-			require.Equal(t, i, number(t, m))
-			m.Ack()
+			records = append(records, &kgo.Record{Topic: b.named("t"), Key: []byte(fmt.Sprint("k", i%10)), Value: fmt.Appendf(nil, "%0*d", size, i)})
 		}
-		for _, m := range held {
-			m.Ack()
-		}
-		for i := 10; i < total; i++ {
+		require.NoError(t, client.ProduceSync(t.Context(), records...).FirstErr())
+		cfg := b.config("g")
+		cfg.MaxBatch, cfg.MaxBytes = 10, bound
+		sub, out := b.subscribe(cfg, "t")
+		last := map[string]int{}
+		for seen := 0; seen < total; {
 			m := next(t, out)
-			require.Equal(t, "p0", m.Metadata.Get(event.MetaAggregateID))
-			require.Equal(t, i, number(t, m), "what was fetched when it was paused is neither lost nor repeated")
+			require.LessOrEqual(t, sub.Buffered(), int64(2*bound))
+			for _, r := range batch.From(m).Records() {
+				n, err := strconv.Atoi(string(r.Value))
+				require.NoError(t, err)
+				before, ok := last[r.Key]
+				require.True(t, !ok || n == before+10, "%s: %d after %d", r.Key, n, before)
+				last[r.Key] = n
+				seen++
+			}
 			m.Ack()
 		}
 	})
@@ -211,7 +192,9 @@ func TestSubscriberTakesForeignRecords(t *testing.T) {
 			&kgo.Record{Topic: b.named("t")},
 			&kgo.Record{Topic: b.named("t"), Key: []byte("k\xff"), Headers: []kgo.RecordHeader{{Key: "x"}, {Key: "event_id"}}},
 		).FirstErr())
-		_, out := b.subscribe(b.config("g"), "t,u")
+		cfg := b.config("g")
+		cfg.MaxBatch = 1
+		_, out := b.subscribe(cfg, "t,u")
 		m := next(t, out)
 		require.Equal(t, "not ours", string(m.Payload))
 		require.Equal(t, b.named("t/0/0"), m.UUID)
@@ -222,7 +205,8 @@ func TestSubscriberTakesForeignRecords(t *testing.T) {
 		m.Ack()
 		m = next(t, out)
 		require.Equal(t, b.named("t/0/2"), m.UUID)
-		require.Equal(t, message.Metadata{"x": "", event.MetaAggregateID: "k\xff"}, m.Metadata)
+		require.Equal(t, message.Metadata{"x": ""}, m.Metadata)
+		require.Equal(t, "k\xff", batch.From(m).Records()[0].Key)
 		m.Ack()
 		require.NoError(t, client.ProduceSync(t.Context(), &kgo.Record{Topic: b.named("u"), Value: []byte("u")}).FirstErr())
 		m = next(t, out)
@@ -231,7 +215,7 @@ func TestSubscriberTakesForeignRecords(t *testing.T) {
 	})
 }
 
-// Goroutines are per partition, not per message.
+// Goroutines are per connection, not per record.
 func TestSubscriberGoroutines(t *testing.T) { //nolint:paralleltest // counts the goroutines of the process
 	b := newBroker(t, 4, "t")
 	p := b.publisher()
@@ -242,12 +226,10 @@ func TestSubscriberGoroutines(t *testing.T) { //nolint:paralleltest // counts th
 	for k := range 8 {
 		publish(t, p, b.named("t"), fmt.Sprint("k", k), 0, 50)
 	}
-	var held []*message.Message
-	for range 400 {
-		held = append(held, next(t, out))
-	}
-	require.Less(t, runtime.NumGoroutine(), before+40, "with 400 messages in flight")
-	for _, m := range held {
+	for seen := 0; seen < 400; {
+		m := next(t, out)
+		require.Less(t, runtime.NumGoroutine(), before+20)
+		seen += len(numbers(t, m))
 		m.Ack()
 	}
 }
@@ -271,15 +253,11 @@ func TestSubscriberKeepsPlaceAsStaticMember(t *testing.T) {
 		cfg.InstanceID, cfg.SessionTimeout = "one", time.Minute
 		sub, out := b.subscribe(cfg, "t")
 		publish(t, p, b.named("t"), "k", 0, 3)
-		for range 3 {
-			next(t, out).Ack()
-		}
+		expect(t, out, 0, 3)
 		drain(t, sub, out)
 		publish(t, p, b.named("t"), "k", 3, 4)
 		_, out = b.subscribe(cfg, "t")
-		m := next(t, out)
-		require.Equal(t, 3, number(t, m), "at once, not after the session timeout")
-		m.Ack()
+		expect(t, out, 3, 4) // at once, not after the session timeout
 	})
 }
 
