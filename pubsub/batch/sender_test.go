@@ -26,7 +26,7 @@ func TestSenderWaitsForTheAnswer(t *testing.T) {
 		began := time.Now()
 		done := send(t.Context(), s, records(3))
 		m := <-s.Out()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		require.Empty(t, done)
 		require.True(t, began.Equal(s.Oldest()))
 		require.NoError(t, m.Context().Err())
@@ -115,7 +115,7 @@ func TestSenderEnds(t *testing.T) {
 		"it is acknowledged in time": func(t *testing.T, s *batch.Sender, end func(), done <-chan batch.Outcome) {
 			m := <-s.Out()
 			end()
-			time.Sleep(4 * time.Second)
+			<-time.After(4 * time.Second)
 			require.NoError(t, m.Context().Err(), "it is not cancelled")
 			m.Ack()
 			require.Equal(t, 3, (<-done).Done)
@@ -143,7 +143,7 @@ func TestSenderEnds(t *testing.T) {
 		},
 		"too late": func(t *testing.T, s *batch.Sender, end func(), done <-chan batch.Outcome) {
 			m := <-s.Out()
-			time.Sleep(time.Hour)
+			<-time.After(time.Hour)
 			began := time.Now()
 			end()
 			require.Zero(t, (<-done).Done)
@@ -187,7 +187,7 @@ func TestSenderGathers(t *testing.T) {
 				s := batch.NewSender(0)
 				done := send(t.Context(), s, records(c.n))
 				m := <-s.Out()
-				time.Sleep(c.took)
+				<-time.After(c.took)
 				batch.From(m).Pause = c.pause
 				m.Ack()
 				require.Equal(t, c.want, (<-done).Gather)

@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 	"testing"
@@ -102,6 +103,27 @@ func TestSubscriberNewOnAnOldTopic(t *testing.T) {
 		b.settled(c.table, sub)
 		require.Len(t, b.calls, calls, "it knows its place")
 	})
+}
+
+// Keys stay in their partitions when a topic is given more of them: the log is read as the bus was written.
+func TestSubscriberCatchesUpWithKeysInTheirPartitions(t *testing.T) {
+	t.Parallel()
+	b := newBus(t, newBroker, 4)
+	over := func(context.Context, string, int) (int, error) { return 2, nil }
+	p, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers(), Partitions: over})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close()) }()
+	b.publisher = p
+	c := &consumer{table: newTable(), group: "g"}
+	cfg := b.subscriberConfig(c)
+	cfg.Partitions = over
+	b.publish(20)
+	first := b.startWith(c, cfg)
+	b.settled(c.table, first)
+	require.NoError(t, first.Close())
+	b.publish(50)
+	b.drop(-1)
+	b.settled(c.table, b.startWith(c, cfg))
 }
 
 // A topic is deleted, and made anew under its name: the subscriber goes on, with what was lost from the log.

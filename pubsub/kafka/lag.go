@@ -93,7 +93,7 @@ func (m *member) bounds(ctx context.Context) (map[Partition]bounds, error) {
 	return found, failed
 }
 
-// partitions returns how many partitions each topic has.
+// partitions returns over how many partitions the keys of each topic are spread.
 func (m *member) partitions(ctx context.Context) (map[string]int, error) {
 	topics, err := kadm.NewClient(m.client).ListTopics(ctx, m.topics...)
 	if err != nil {
@@ -101,7 +101,16 @@ func (m *member) partitions(ctx context.Context) (map[string]int, error) {
 	}
 	counts := make(map[string]int)
 	for name, t := range topics {
-		counts[name] = len(t.Partitions)
+		has := len(t.Partitions)
+		counts[name] = has
+		if m.cfg.Partitions == nil {
+			continue
+		}
+		over, err := m.cfg.Partitions(ctx, name, has)
+		if err != nil {
+			return nil, fmt.Errorf("ask how the keys of %s are spread: %w", name, err)
+		}
+		counts[name] = min(over, has)
 	}
 	return counts, nil
 }

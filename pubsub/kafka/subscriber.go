@@ -42,7 +42,7 @@ type Positions interface {
 // Log has every event, also those that the bus has dropped.
 type Log interface {
 	// CatchUp calls send, in order, with what is published and behind the places of some partitions, and returns the position
-	// up to which that was. partitions is the number that each topic has. It ends without an error when send returns false.
+	// up to which that was. partitions is the number that the keys of each topic are spread over. It ends without an error when send returns false.
 	CatchUp(ctx context.Context, places []Place, partitions map[string]int, send func([]batch.Record) bool) (upTo int64, err error)
 }
 
@@ -60,6 +60,8 @@ type SubscriberConfig struct {
 	Positions Positions
 	// EventLog, with Positions, is where events are read that the bus does not have any more, or that are older than the topic.
 	EventLog Log
+	// Partitions is that of the publisher, see [PublisherConfig]: it says in which partition the bus had an event of the log.
+	Partitions func(ctx context.Context, topic string, now int) (int, error)
 	// MaxBatch is the most records of a batch; 8,000 if zero.
 	MaxBatch int
 	// MaxBytes is about how many bytes of records are fetched ahead from each broker; 8 MiB if zero.
