@@ -68,8 +68,8 @@ func TestSubscriberCatchesUpWhileItRuns(t *testing.T) {
 				c := &consumer{table: newTable(), group: "g", before: h.before}
 				cfg := b.subscriberConfig(c)
 				cfg.MaxBytes = 2000 // so that the rest is not fetched already
+				sub := b.established(c, cfg)
 				b.publish(400)
-				sub := b.startWith(c, cfg)
 				<-h.entered
 				b.drop(before)
 				close(h.release)
@@ -117,10 +117,7 @@ func TestSubscriberCatchesUpWithKeysInTheirPartitions(t *testing.T) {
 	c := &consumer{table: newTable(), group: "g"}
 	cfg := b.subscriberConfig(c)
 	cfg.Partitions = over
-	b.publish(20)
-	first := b.startWith(c, cfg)
-	b.settled(c.table, first)
-	require.NoError(t, first.Close())
+	require.NoError(t, b.established(c, cfg).Close())
 	b.publish(50)
 	b.drop(-1)
 	b.settled(c.table, b.startWith(c, cfg))
@@ -133,8 +130,8 @@ func TestSubscriberTakesUpATopicMadeAnew(t *testing.T) {
 		c := &consumer{table: newTable(), group: "g"}
 		h := newHeld()
 		c.before = h.before
+		sub := b.established(c, b.subscriberConfig(c))
 		b.publish(20)
-		sub := b.start(c)
 		<-h.entered // what it has not read yet is lost with the topic
 		b.anew()
 		close(h.release)
@@ -200,8 +197,8 @@ func TestSubscriberClaimsAgain(t *testing.T) {
 		b := newBus(t, newBroker, 2)
 		h := newHeld()
 		c := &consumer{table: newTable(), group: "g", before: h.before}
+		sub := b.established(c, b.subscriberConfig(c))
 		b.publish(40)
-		sub := b.start(c)
 		<-h.entered
 		other := &consumer{table: c.table}
 		c.mu.Lock()
@@ -225,8 +222,8 @@ func TestSubscriberDropsWhatItHasLost(t *testing.T) {
 			batches <- records
 			return accept.Load()
 		}}
+		first := b.established(one, b.subscriberConfig(one))
 		b.publish(40)
-		first := b.start(one)
 		<-batches // it is refused until the end
 		two := &consumer{table: table, group: "g"}
 		second := b.start(two)
@@ -274,7 +271,7 @@ func TestSubscriberTriesAgainToCatchUp(t *testing.T) {
 
 // refusing returns a broker that refuses to hand out records, and to say where partitions begin and end, while it is told
 // to. It counts the fetches that it has refused.
-func refusing(t *testing.T, refuse *atomic.Bool, fetches *atomic.Int32) *broker {
+func refusing(t *testing.T, failure *kerr.Error, refuse *atomic.Bool, fetches *atomic.Int32) *broker {
 	t.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, "t"), kfake.GroupMinSessionTimeout(500*time.Millisecond))
 	require.NoError(t, err)
@@ -292,7 +289,7 @@ func refusing(t *testing.T, refuse *atomic.Bool, fetches *atomic.Int32) *broker 
 		topic.Topic, topic.TopicID = "t", info.TopicID
 		for i := range int32(2) {
 			p := kmsg.NewFetchResponseTopicPartition()
-			p.Partition, p.ErrorCode = i, kerr.TopicAuthorizationFailed.Code
+			p.Partition, p.ErrorCode = i, failure.Code
 			topic.Partitions = append(topic.Partitions, p)
 		}
 		resp.Topics = append(resp.Topics, topic)
@@ -300,7 +297,7 @@ func refusing(t *testing.T, refuse *atomic.Bool, fetches *atomic.Int32) *broker 
 	})
 	cluster.ControlKey(int16(kmsg.ListOffsets), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
-		if !refuse.Load() {
+		if !refuse.Load() || failure == kerr.UnknownTopicID { // such requests have names
 			return nil, nil, false
 		}
 		req := r.(*kmsg.ListOffsetsRequest)
@@ -310,7 +307,7 @@ func refusing(t *testing.T, refuse *atomic.Bool, fetches *atomic.Int32) *broker 
 			topic.Topic = asked.Topic
 			for _, part := range asked.Partitions {
 				p := kmsg.NewListOffsetsResponseTopicPartition()
-				p.Partition, p.ErrorCode = part.Partition, kerr.TopicAuthorizationFailed.Code
+				p.Partition, p.ErrorCode = part.Partition, failure.Code
 				topic.Partitions = append(topic.Partitions, p)
 			}
 			resp.Topics = append(resp.Topics, topic)
@@ -325,7 +322,9 @@ func TestSubscriberTellsThatFetchesAreRefused(t *testing.T) {
 	t.Parallel()
 	var refuse atomic.Bool
 	var fetches atomic.Int32
-	b := newBus(t, func(t *testing.T, _ int, _ ...string) *broker { return refusing(t, &refuse, &fetches) }, 2)
+	b := newBus(t, func(t *testing.T, _ int, _ ...string) *broker {
+		return refusing(t, kerr.TopicAuthorizationFailed, &refuse, &fetches)
+	}, 2)
 	b.publish(10)
 	refuse.Store(true)
 	c := &consumer{table: newTable(), group: "g"}
@@ -342,6 +341,25 @@ func TestSubscriberTellsThatFetchesAreRefused(t *testing.T) {
 	// It is not asked without end.
 	require.Eventually(t, func() bool { return fetches.Load() >= 5 }, soon, tick)
 	require.Less(t, fetches.Load(), int32(50))
+	refuse.Store(false)
+	b.publish(10)
+	b.settled(c.table, sub)
+}
+
+// A fetch finds a topic made anew before anything else does, or when its new ID was taken for the old one's.
+func TestSubscriberTakesUpATopicThatFetchesDoNotFind(t *testing.T) {
+	t.Parallel()
+	var refuse atomic.Bool
+	var fetches atomic.Int32
+	b := newBus(t, func(t *testing.T, _ int, _ ...string) *broker {
+		return refusing(t, kerr.UnknownTopicID, &refuse, &fetches)
+	}, 2)
+	c := &consumer{table: newTable(), group: "g"}
+	sub := b.established(c, b.subscriberConfig(c))
+	claims := func() int { c.mu.Lock(); defer c.mu.Unlock(); return c.claims }
+	before := claims()
+	refuse.Store(true)
+	require.Eventually(t, func() bool { return claims() > before }, soon, tick)
 	refuse.Store(false)
 	b.publish(10)
 	b.settled(c.table, sub)

@@ -139,6 +139,7 @@ func positionOf(r *batch.Record) int64 {
 type table struct {
 	mu      sync.Mutex
 	rows    map[kafka.Partition]*row
+	claims  int
 	applied map[string][]int // positions per key
 }
 
@@ -192,6 +193,7 @@ var errFenced = errors.New("another member has the partition")
 func (c *consumer) Claim(_ context.Context, ids map[string]uuid.UUID, parts []kafka.Partition) ([]kafka.Place, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.claims++
 	var places []kafka.Place
 	for _, key := range parts {
 		r := c.rows[key]
@@ -302,6 +304,26 @@ func (b *bus) settled(c *table, sub *kafka.Subscriber) {
 		_, err := sub.Trouble()
 		return partitions == 0 && records == 0 && err == nil
 	}, soon, tick)
+}
+
+// established starts a member on an empty topic, and waits until it knows its places there: all is read from the bus then.
+func (b *bus) established(c *consumer, cfg kafka.SubscriberConfig) *kafka.Subscriber {
+	b.t.Helper()
+	sub := b.startWith(c, cfg)
+	require.Eventually(b.t, func() bool {
+		known := 0
+		for _, place := range c.places() {
+			if place.Offset >= 0 {
+				known++
+			}
+		}
+		partitions, _ := sub.Missed()
+		return known == b.partitions && partitions == 0
+	}, soon, tick)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calls = nil
+	return sub
 }
 
 // held is what keeps a consumer in a batch until it is let go.
