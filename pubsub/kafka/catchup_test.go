@@ -108,7 +108,7 @@ func TestSubscriberNewOnAnOldTopic(t *testing.T) {
 // Keys stay in their partitions when a topic is given more of them: the log is read as the bus was written.
 func TestSubscriberCatchesUpWithKeysInTheirPartitions(t *testing.T) {
 	t.Parallel()
-	b := newBus(t, newBroker, 4)
+	b := newBus(t, newBroker, 5)
 	over := func(context.Context, string, int) (int, error) { return 2, nil }
 	p, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers(), Partitions: over})
 	require.NoError(t, err)
