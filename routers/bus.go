@@ -62,18 +62,12 @@ func (s Spread) over(ctx context.Context, counts map[string]int) (map[string]int
 }
 
 // BusLog is the event log as a consumer of the bus catches up with it.
-type BusLog struct {
-	Log    *store.Log
-	Spread Spread // all partitions of a topic if nil
-}
+type BusLog struct{ Log *store.Log }
 
 // CatchUp implements [kafka.Log].
 func (b BusLog) CatchUp(ctx context.Context, places []kafka.Place, partitions map[string]int, send func([]batch.Record) bool) (int64, error) {
 	upTo, err := b.Log.Published(ctx)
 	if err != nil || upTo == 0 {
-		return 0, err
-	}
-	if partitions, err = b.Spread.over(ctx, partitions); err != nil {
 		return 0, err
 	}
 	from, low := make(map[kafka.Partition]int64, len(places)), upTo

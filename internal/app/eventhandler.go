@@ -135,7 +135,7 @@ func (c *consuming) config(s *service, what string) routers.ConsumerConfig {
 	c.sub = kafka.NewSubscriber(kafka.SubscriberConfig{
 		Brokers: s.cfg.RedpandaBrokers, Group: routers.RouteOf(c.name).Group, MaxBatch: 8 * s.cfg.BatchSize, Logger: s.log,
 		InstanceID: fmt.Sprintf("%s-%d", c.name, c.slot.number), Security: s.bus,
-		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log, Spread: c.spread},
+		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log}, Partitions: c.spread,
 	})
 	c.flushes, c.kept = &flushLog{what: what, log: s.log, now: s.now}, &watchedLetters{now: s.now}
 	return routers.ConsumerConfig{

@@ -30,9 +30,8 @@ var rules = []rule{
 	{folder: "event", third: with(data, "github.com/santhosh-tekuri/jsonschema"), std: pure},
 	{folder: "handlers/...", own: []string{"event", "handlers"},
 		third: with(data, "github.com/expr-lang/expr", "github.com/google/cel-go"), std: pure},
-	{folder: "pubsub/window", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/ThreeDotsLabs/watermill")},
 	{folder: "pubsub/batch", own: []string{"event"}, third: with(instruments, "github.com/ThreeDotsLabs/watermill")},
-	{folder: "pubsub/*", own: []string{"event", "internal/fault", "ledger", "pubsub/batch", "pubsub/window"}}, // third parties: see drivers
+	{folder: "pubsub/*", own: []string{"event", "internal/fault", "ledger", "pubsub/batch"}}, // third parties: see drivers
 	{folder: "routers", own: []string{"event", "handlers/...", "pubsub/...", "deadletter", "store", "internal/fault", "internal/health"},
 		third: with(instruments, "github.com/jackc/pgx", "github.com/ThreeDotsLabs/watermill", "github.com/ThreeDotsLabs/watermill-kafka", "github.com/sony/gobreaker")},
 	{folder: "store/...", own: []string{"event", "internal/fault"}, third: with(instruments, "github.com/jackc/pgx")},
@@ -120,7 +119,7 @@ func checkDrivers(module, folder string, p pkg) []string {
 	var broken []string
 	for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
 		own := strings.TrimPrefix(imported, module+"/")
-		if matches("pubsub/*", own) && own != folder && own != "pubsub/batch" && own != "pubsub/window" {
+		if matches("pubsub/*", own) && own != folder && own != "pubsub/batch" {
 			broken = append(broken, fmt.Sprintf("%s imports %s in a test: a driver never imports a sibling", folder, imported))
 		}
 	}

@@ -1,5 +1,5 @@
 // Package kafka is the Watermill adapter of the hot path for the Kafka API: a pipelined publisher that keeps the order
-// of each key, and a windowed subscriber that keeps it too.
+// of each key, and a subscriber that hands out one batch at a time.
 package kafka
 
 import (
