@@ -109,9 +109,11 @@ type refusal struct {
 	reason   string
 }
 
+// conflicts is how often something is tried at once because of them: two members have the same rows only around a rebalance.
+const conflicts = 5
+
 // process handles records; refused, if not nil, is why the one record is to be a dead letter.
 func (e *engine[T]) process(ctx context.Context, records []batch.Record, refused *refusal) (pause time.Duration, err error) {
-	const conflicts = 5 // two members have the same rows only around a rebalance
 	for attempt := 1; ; attempt++ {
 		pause, err = e.attempt(ctx, records, refused)
 		if !errors.Is(err, store.ErrConflict) || attempt == conflicts {

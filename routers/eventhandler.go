@@ -135,14 +135,12 @@ func (p *projector) replay(ctx context.Context, tx pgx.Tx, l *deadletter.Letter,
 		a.Projections = slices.DeleteFunc(a.Projections, func(h handlers.Projection) bool { return built[h.Type] })
 	}
 	for _, h := range a.Projections {
-		if !h.OrderMatters {
-			continue
-		}
+		// That holds the row until tx ends: while events flow it would be another one each time.
 		newest, err := store.PositionOf(ctx, tx, store.ProjectionKey{Type: h.Type, AggregateID: a.Event.AggregateID})
 		if err != nil {
 			return a, err
 		}
-		if newest > at {
+		if h.OrderMatters && newest > at {
 			return a, fault.Permanent(fmt.Errorf("%s of %s %w: it depends on the order of events and has applied up to position %d; `platform rebuild %s --aggregate %s` applies all in order",
 				h.Type, a.Event.AggregateID, deadletter.ErrNeedsRebuild, newest, h.Type, a.Event.AggregateID))
 		}

@@ -16,32 +16,38 @@ import (
 )
 
 // ReplayConsumer applies a dead letter of a consumer within tx: the same Read and Apply, with one item. fresh returns the
-// consumer; it is used once. An event that another letter has applied is not applied again, which the note says.
+// consumer, anew for each attempt. An event that another letter has applied is not applied again, which the note says.
 func ReplayConsumer[T any](fresh func() Consumer[T]) deadletter.Apply {
 	return func(ctx context.Context, tx pgx.Tx, l *deadletter.Letter) (eventID uuid.UUID, note string, err error) {
-		c := fresh()
+		name := fresh().Name
 		e, err := eventOf(l)
 		if err != nil {
 			return uuid.Nil, "", err
 		}
-		other, err := deadletter.ReplayedBefore(ctx, tx, c.Name, e.ID, l.ID)
+		other, err := deadletter.ReplayedBefore(ctx, tx, name, e.ID, l.ID)
 		if err != nil {
 			return uuid.Nil, "", err
 		}
 		if other != uuid.Nil {
 			return e.ID, fmt.Sprintf("the event was applied by the replay of dead letter %s", other), nil
 		}
-		if err := applyOne(ctx, tx, &c, l, e); err != nil {
+		for range conflicts { // with whoever applies newer events
+			err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return applyOne(ctx, tx, fresh(), l, e) })
+			if !errors.Is(err, store.ErrConflict) {
+				break
+			}
+		}
+		if err != nil {
 			return e.ID, "", err
 		}
 		if l.Position > 0 { // an event of the log
-			return e.ID, "", store.Replayed(ctx, tx, c.Name, event.Topic(e.Type))
+			return e.ID, "", store.Replayed(ctx, tx, name, event.Topic(e.Type))
 		}
 		return e.ID, "", nil
 	}
 }
 
-func applyOne[T any](ctx context.Context, tx pgx.Tx, c *Consumer[T], l *deadletter.Letter, e *event.Envelope) (err error) {
+func applyOne[T any](ctx context.Context, tx pgx.Tx, c Consumer[T], l *deadletter.Letter, e *event.Envelope) (err error) {
 	item, err := c.Read(e)
 	if errors.Is(err, ErrNotConcerned) {
 		return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cornjacket/platform-services/internal/fault"
+	"github.com/cornjacket/platform-services/internal/pgtest"
 	"github.com/cornjacket/platform-services/store"
 )
 
@@ -25,7 +26,11 @@ func activated(t *testing.T, types ...string) *pgxpool.Pool {
 	if types == nil {
 		types = []string{"sensor_state"}
 	}
-	pool := database(t)
+	url := pgtest.URL(t)
+	pool, err := store.Open(t.Context(), store.PoolConfig{URL: url, Name: "projections", MaxConns: 8, Settings: store.ProjectionSettings()})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	tables(t, pool)
 	missing, err := store.EnsureVersions(t.Context(), pool, "eventhandler", types)
 	require.NoError(t, err)
 	require.Empty(t, missing)

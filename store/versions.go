@@ -98,7 +98,8 @@ func BuiltWith(ctx context.Context, tx pgx.Tx, id uuid.UUID, part Partition, pos
 	return built, nil
 }
 
-// PositionOf returns the position of the newest event that was applied to a row, 0 if there is none.
+// PositionOf returns the position of the newest event that was applied to a row, 0 if there is none, and holds the row until
+// tx ends.
 func PositionOf(ctx context.Context, tx pgx.Tx, k ProjectionKey) (position int64, err error) {
 	err = tx.QueryRow(ctx, `SELECT position FROM projections WHERE projection_type = $1 AND aggregate_id = $2 FOR UPDATE`,
 		k.Type, k.AggregateID).Scan(&position)

@@ -156,3 +156,39 @@ func TestRouterCheckSeesWhatIsStuckAndWhatHasDied(t *testing.T) {
 	require.ErrorContains(t, probe(t, check), "is not running")
 	require.NoError(t, r.Close(t.Context()))
 }
+
+// fetches is a subscriber that gets on as a test says.
+type fetches struct {
+	since      time.Time
+	err        error
+	partitions int
+	dropped    int64
+}
+
+func (f *fetches) Trouble() (time.Time, error) { return f.since, f.err }
+func (f *fetches) Missed() (int, int64)        { return f.partitions, f.dropped }
+
+// What can't be fetched, and what the bus has dropped unread, turns health red until it is made good.
+func TestFetchesThatFailTurnHealthRed(t *testing.T) {
+	t.Parallel()
+	clock, sub := newHand(), &fetches{}
+	check := fetchCheck(sub, clock.now)
+	require.Equal(t, "fetch", check.Name)
+	require.NoError(t, probe(t, check))
+	sub.since, sub.err = clock.now(), errors.New("TOPIC_AUTHORIZATION_FAILED")
+	clock.pass(time.Second)
+	require.NoError(t, probe(t, check), "it may pass")
+	clock.pass(3 * time.Second)
+	require.EqualError(t, probe(t, check), "nothing can be fetched: TOPIC_AUTHORIZATION_FAILED")
+	sub.err = nil
+	require.NoError(t, probe(t, check))
+
+	sub.partitions, sub.dropped = 2, 300
+	details, err := check.Probe(t.Context())
+	require.ErrorContains(t, err, "the bus has dropped 300 records before they were applied")
+	require.Equal(t, health.Details{"partitions": 2, "dropped_records": int64(300)}, details)
+	sub.dropped = 0
+	require.EqualError(t, probe(t, check), "catching up with the event log")
+	sub.partitions = 0
+	require.NoError(t, probe(t, check))
+}

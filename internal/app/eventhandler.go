@@ -30,16 +30,16 @@ func buildEventhandler(ctx context.Context, s *service) error {
 	if err != nil {
 		return err
 	}
+	missing, err := store.EnsureVersions(ctx, pool, routers.Eventhandler, projectionTypes())
+	if err != nil {
+		return err
+	}
 	consumer := routers.Projector(nil)
 	c, err := newConsuming(s, pool, consumer.Name)
 	if err != nil {
 		return err
 	}
-	missing, err := store.EnsureVersions(ctx, pool, routers.Eventhandler, projectionTypes())
-	if err != nil {
-		return err
-	}
-	if err := s.parts.start(ctx, "what it needs", c.slot, c.letters); err != nil {
+	if err := s.parts.start(ctx, "what it needs", c.letters, c.slot); err != nil { // the first has begun already
 		return err
 	}
 	router, err := routers.NewConsumer(consumer, c.config(s, "projections"))
@@ -116,13 +116,13 @@ type consuming struct {
 
 // newConsuming returns what a consumer has around it that keeps what it does in the database of pool.
 func newConsuming(s *service, pool *pgxpool.Pool, name string) (*consuming, error) {
-	letters, err := s.letterPublisher(pool, name)
-	if err != nil {
-		return nil, err
-	}
 	events, err := s.pool(s.cfg.DatabaseOf(routers.Ingestion), "catch-up", 2, time.Minute)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", routers.ServiceOf(routers.Ingestion).Database.Variable, err)
+	}
+	letters, err := s.letterPublisher(pool, name)
+	if err != nil {
+		return nil, err
 	}
 	return &consuming{
 		name: name, pool: pool, slot: s.slot(pool, name), letters: letters,
@@ -152,8 +152,14 @@ func (c *consuming) checks(s *service, router *routers.Router) []health.Check {
 	}
 }
 
+// fetching is how a subscriber gets on.
+type fetching interface {
+	Trouble() (since time.Time, err error)
+	Missed() (partitions int, records int64)
+}
+
 // fetchCheck fails while nothing can be fetched, and while the consumer reads from the log what the bus has dropped.
-func fetchCheck(sub *kafka.Subscriber, now func() time.Time) health.Check {
+func fetchCheck(sub fetching, now func() time.Time) health.Check {
 	const patience = 2 * time.Second
 	return health.Check{Name: "fetch", Every: 500 * time.Millisecond, Probe: func(context.Context) (health.Details, error) {
 		if since, err := sub.Trouble(); err != nil && now().Sub(since) > patience {

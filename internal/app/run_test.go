@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -130,6 +131,13 @@ func TestEachServiceCanHaveADatabaseOfItsOwn(t *testing.T) {
 	_, body = get(t, "http://"+p.addrs[routers.Query]+"/health")
 	require.Contains(t, body["checks"], "postgres")
 	require.Contains(t, body["checks"], "postgres_events", "both databases that it reads are watched")
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, ledger := get(t, "http://"+p.addrs[routers.Query]+"/api/v1/ledger")
+		require.Equal(c, true, ledger["balanced"], "%v", ledger)
+		require.Equal(c, map[string]any{routers.Eventhandler: 1.0}, ledger["applied"])
+	}, soon, every)
+	_, body = get(t, "http://"+p.addrs[routers.Eventhandler]+"/health")
+	require.Contains(t, body["checks"], "fetch")
 }
 
 func TestRunEndsWithAnErrorThatSaysWhatIsWrong(t *testing.T) {
