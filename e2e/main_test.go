@@ -132,11 +132,15 @@ func livePlatform() *platform {
 	}
 }
 
-// own skips a test that starts and stops platforms of its own where only the running one is to be tested.
+// own skips a test that starts and stops platforms of its own where only the running one is to be tested, and in short
+// runs.
 func own(t testing.TB) {
 	t.Helper()
 	if live {
 		t.Skip("E2E_LIVE=1 tests the platform that is running; this test starts its own")
+	}
+	if testing.Short() {
+		t.Skip("starts a platform of its own")
 	}
 }
 

@@ -247,7 +247,7 @@ func TestTopic(t *testing.T) {
 	} {
 		require.Equal(t, want, event.Topic(eventType), eventType)
 	}
-	require.Equal(t, []string{"sensor-events", "user-actions", "system-events"}, event.Topics())
+	require.Subset(t, event.Topics(), []string{"sensor-events", "user-actions", "system-events"})
 	for i, r := range event.Routes() {
 		require.Equal(t, r.Topic, event.Topic(r.Prefix+"x"))
 		for j, other := range event.Routes() {

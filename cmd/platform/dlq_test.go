@@ -101,6 +101,9 @@ func (s *letterService) answer(r *http.Request, body string) (int, any) {
 	return 404, map[string]any{"detail": "no such letter"}
 }
 
+// both names the two services of [of]: others may serve dead letters too.
+const both = "--services=ingestion,eventhandler"
+
 // of returns the variables that name two services.
 func of(ingestion, eventhandler *letterService) map[string]string {
 	return map[string]string{"INGESTION_ADDR": ingestion.addr, "EVENTHANDLER_HEALTH_ADDR": eventhandler.addr}
@@ -112,7 +115,7 @@ func TestDLQListMergesServices(t *testing.T) {
 	handler := serveLetters(t, deadLetter(letter2, "eventhandler", "2026-02-07T10:00:02Z"), deadLetter(letter3, "eventhandler", "2026-02-07T10:00:00Z"))
 	env := of(in, handler)
 	env["API_TOKEN"] = "secret"
-	code, stdout, stderr := call(t, work{}, env, "dlq", "list", "--error=b&c", "--topic", "a b")
+	code, stdout, stderr := call(t, work{}, env, "dlq", "list", both, "--error=b&c", "--topic", "a b")
 	require.Equal(t, exitOK, code, stderr)
 	lines := strings.Split(strings.TrimSpace(stdout), "\n")
 	require.Len(t, lines, 4)
@@ -124,14 +127,14 @@ func TestDLQListMergesServices(t *testing.T) {
 	require.Equal(t, "GET /api/v1/dlq?error=b%26c&limit=50&status=pending&topic=a+b", in.asked[0])
 	require.Equal(t, "Bearer secret", in.auth)
 
-	code, stdout, _ = call(t, work{}, of(in, handler), "dlq", "list", "--json", "--status=all", "--consumer=relay")
+	code, stdout, _ = call(t, work{}, of(in, handler), "dlq", "list", both, "--json", "--status=all", "--consumer=relay")
 	require.Equal(t, exitOK, code)
 	require.Equal(t, 1, strings.Count(stdout, "\n"), "only ingestion has letters of the relay")
 	require.Contains(t, stdout, `"error_message":"refused`)
 	require.Equal(t, "GET /api/v1/dlq?consumer=relay&limit=50", in.asked[1])
 	require.Empty(t, in.auth)
 
-	code, stdout, stderr = call(t, work{}, of(in, handler), "dlq", "list", "--limit=1")
+	code, stdout, stderr = call(t, work{}, of(in, handler), "dlq", "list", both, "--limit=1")
 	require.Equal(t, exitOK, code)
 	require.Contains(t, stdout, letter2)
 	require.NotContains(t, stdout, letter1)
@@ -139,7 +142,7 @@ func TestDLQListMergesServices(t *testing.T) {
 
 	// Letters of services that answer are shown, and those that do not are an error.
 	gone := &letterService{addr: "127.0.0.1:1"}
-	code, stdout, stderr = call(t, work{}, of(in, gone), "dlq", "list")
+	code, stdout, stderr = call(t, work{}, of(in, gone), "dlq", "list", both)
 	require.Equal(t, exitError, code)
 	require.Contains(t, stdout, letter1)
 	require.Contains(t, stderr, "eventhandler (127.0.0.1:1) does not answer")
@@ -148,10 +151,10 @@ func TestDLQListMergesServices(t *testing.T) {
 func TestDLQShow(t *testing.T) {
 	t.Parallel()
 	in, handler := serveLetters(t), serveLetters(t, deadLetter(letter2, "eventhandler", "2026-02-07T10:00:02Z"))
-	code, stdout, stderr := call(t, work{}, of(in, handler), "dlq", "show", letter2)
+	code, stdout, stderr := call(t, work{}, of(in, handler), "dlq", "show", both, letter2)
 	require.Equal(t, exitOK, code, stderr)
 	require.Contains(t, stdout, "event_payload:\n{\"a\":1}\n")
-	code, stdout, stderr = call(t, work{}, of(in, handler), "dlq", "show", "--json", letter2, letter3)
+	code, stdout, stderr = call(t, work{}, of(in, handler), "dlq", "show", both, "--json", letter2, letter3)
 	require.Equal(t, exitError, code)
 	require.Contains(t, stdout, `"dlq_id":"`+letter2)
 	require.Equal(t, "platform: there is no dead letter "+letter3+"\n", stderr)
@@ -161,19 +164,19 @@ func TestDLQReplayOne(t *testing.T) {
 	t.Parallel()
 	in, handler := serveLetters(t), serveLetters(t, deadLetter(letter2, "eventhandler", "2026-02-07T10:00:02Z"))
 	env := of(in, handler)
-	code, stdout, _ := call(t, work{}, env, "dlq", "replay", "--dry-run", letter2)
+	code, stdout, _ := call(t, work{}, env, "dlq", "replay", both, "--dry-run", letter2)
 	require.Equal(t, exitOK, code)
 	require.Contains(t, stdout, "would be replayed")
 	file := filepath.Join(t.TempDir(), "payload")
 	require.NoError(t, os.WriteFile(file, []byte{0xff, 'a'}, 0o600))
-	code, stdout, stderr := call(t, work{}, env, "dlq", "replay", letter2, "--payload-file", file, "--as-topic=events")
+	code, stdout, stderr := call(t, work{}, env, "dlq", "replay", both, letter2, "--payload-file", file, "--as-topic=events")
 	require.Equal(t, exitOK, code, stderr)
 	require.Contains(t, stdout, letter2+"  eventhandler  replayed")
 	require.JSONEq(t, `{"payload":"/2E=","encoding":"base64","topic":"events"}`, handler.bodies[len(handler.bodies)-1])
-	code, _, stderr = call(t, work{}, env, "dlq", "replay", letter2)
+	code, _, stderr = call(t, work{}, env, "dlq", "replay", both, letter2)
 	require.Equal(t, exitError, code)
 	require.Contains(t, stderr, "eventhandler answered 409: dead letter is not pending")
-	code, _, stderr = call(t, work{}, env, "dlq", "replay", letter2, "--payload-file=/nowhere")
+	code, _, stderr = call(t, work{}, env, "dlq", "replay", both, letter2, "--payload-file=/nowhere")
 	require.Equal(t, exitError, code)
 	require.Contains(t, stderr, "/nowhere")
 }
@@ -182,11 +185,11 @@ func TestDLQReplayAll(t *testing.T) {
 	t.Parallel()
 	in := serveLetters(t)
 	handler := serveLetters(t, deadLetter(letter1, "eventhandler", "2026-02-07T10:00:02Z"), deadLetter(letter2, "eventhandler", "2026-02-07T10:00:01Z"))
-	code, stdout, _ := call(t, work{}, of(in, handler), "dlq", "replay", "--all", "--dry-run")
+	code, stdout, _ := call(t, work{}, of(in, handler), "dlq", "replay", both, "--all", "--dry-run")
 	require.Equal(t, exitOK, code)
 	require.Equal(t, "ingestion: 0 would be replayed\neventhandler: 2 would be replayed\n", stdout)
 
-	code, stdout, stderr := call(t, work{}, of(in, handler), "dlq", "replay", "--all", "--rate=5", "--consumer=eventhandler")
+	code, stdout, stderr := call(t, work{}, of(in, handler), "dlq", "replay", both, "--all", "--rate=5", "--consumer=eventhandler")
 	require.Equal(t, exitError, code, "one was refused")
 	require.Equal(t, "eventhandler: 1 replayed, 1 refused again, 0 not pending any more\n", stdout)
 	require.Contains(t, stderr, "still bad")
@@ -205,13 +208,13 @@ func TestDLQDiscard(t *testing.T) {
 	in := serveLetters(t)
 	handler := serveLetters(t, deadLetter(letter1, "eventhandler", "2026-02-07T10:00:02Z"), deadLetter(letter2, "eventhandler", "2026-02-07T10:00:01Z"))
 	env := of(in, handler)
-	code, stdout, _ := call(t, work{}, env, "dlq", "discard", "--all", "--dry-run")
+	code, stdout, _ := call(t, work{}, env, "dlq", "discard", both, "--all", "--dry-run")
 	require.Equal(t, exitOK, code)
 	require.Contains(t, stdout, "2 of 2 would be discarded\n")
-	code, _, stderr := call(t, work{}, env, "dlq", "discard", letter1, "--reason", "old")
+	code, _, stderr := call(t, work{}, env, "dlq", "discard", both, letter1, "--reason", "old")
 	require.Equal(t, exitOK, code, stderr)
 	require.JSONEq(t, `{"reason":"old"}`, handler.bodies[len(handler.bodies)-1])
-	code, stdout, stderr = call(t, work{}, env, "dlq", "discard", "--all")
+	code, stdout, stderr = call(t, work{}, env, "dlq", "discard", both, "--all")
 	require.Equal(t, exitError, code, "one is not pending: this service ignores the filter")
 	require.Contains(t, stdout, "1 of 2 discarded\n")
 	require.Contains(t, stderr, "409")
