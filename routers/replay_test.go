@@ -1,7 +1,6 @@
 package routers_test
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -145,7 +144,7 @@ func TestAReplayThatPanicsIsRefused(t *testing.T) {
 	}
 	_, err := replays(pool, p).Replay(t.Context(), lettersOf(t, pool)[0].ID, deadletter.Edit{})
 	var refused *deadletter.RefusedError
-	require.True(t, errors.As(err, &refused))
+	require.ErrorAs(t, err, &refused)
 	require.ErrorContains(t, err, "the handler panicked: the roof is on fire\ngoroutine")
 	_, dead := account(t, pool, routers.Eventhandler)
 	require.Equal(t, 1, dead)

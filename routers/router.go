@@ -196,7 +196,7 @@ type returned struct{ watermill.LoggerAdapter }
 // Error implements [watermill.LoggerAdapter].
 func (r returned) Error(msg string, err error, fields watermill.LogFields) {
 	if msg == "Handler returned error" {
-		r.LoggerAdapter.Debug(msg, fields.Add(watermill.LogFields{"error": err}))
+		r.Debug(msg, fields.Add(watermill.LogFields{"error": err}))
 		return
 	}
 	r.LoggerAdapter.Error(msg, err, fields)

@@ -82,7 +82,7 @@ func (l *Log) Each(ctx context.Context, after, upTo int64, handle func([]event.E
 	for page := range pages {
 		if !handle(page) {
 			stop()
-			for range pages { //nolint:revive // until the reader has ended
+			for range pages { // until the reader has ended
 			}
 			return nil
 		}
