@@ -62,6 +62,7 @@ type flow struct {
 	broker string
 	pub    *kafka.Publisher
 
+	order  sync.Mutex // of what is published: that of the log, as a relay has it
 	mu     sync.Mutex
 	events []event.Envelope // that were published
 }
@@ -106,6 +107,8 @@ func (f *flow) log(n int) []event.Envelope {
 // publish puts n further events in the log and on the bus.
 func (f *flow) publish(n int) {
 	f.t.Helper()
+	f.order.Lock()
+	defer f.order.Unlock()
 	require.NoError(f.t, f.pub.Publish(event.TopicSensor, records(f.t, f.log(n))...))
 }
 
