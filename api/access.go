@@ -30,8 +30,8 @@ type accessRule struct {
 	scope  Scope
 }
 
-// accessRules is the one place that decides who may do what. The first rule that matches counts; what none matches
-// takes ScopeOperate, so that a route nobody thought of here is closed and not open.
+// accessRules decides, alone, which scope a request needs. The first rule that matches counts; what none matches
+// takes ScopeOperate, so that a route that was forgotten here is closed and not open.
 var accessRules = []accessRule{
 	{http.MethodGet, "/health", false, ScopeOpen}, // of load balancers and orchestrators, which have no tokens
 	{http.MethodGet, "/livez", false, ScopeOpen},
@@ -72,7 +72,7 @@ type Token struct {
 type Guard struct {
 	// Tokens are those that are accepted.
 	Tokens []Token
-	// Denied is told of each request that was turned away, if set: "no token", "invalid token", "insufficient scope".
+	// Denied is called with each request that was turned away, if set: "no token", "invalid token", "insufficient scope".
 	// It is called concurrently.
 	Denied func(reason string)
 }

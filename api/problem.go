@@ -191,7 +191,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	writeBody(w, p.Status, data)
 }
 
-// writeBody sends a whole answer. A failed write means that the client has gone: there is nobody to tell.
+// writeBody sends a whole answer. A failed write means that the client has gone; there is nothing to report to.
 func writeBody(w http.ResponseWriter, status int, data []byte) {
 	w.WriteHeader(status)
 	_, _ = w.Write(data)

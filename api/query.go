@@ -22,7 +22,7 @@ type Reader interface {
 	// Projection returns one projection, or fault.ErrNotFound.
 	Projection(ctx context.Context, projectionType, aggregateID string) (store.Projection, error)
 	// Projections returns up to limit projections of a type whose aggregate ID is greater than afterAggregateID, in the
-	// order of the aggregate IDs' bytes; an empty afterAggregateID starts at the first. A type that nobody has written
+	// order of the aggregate IDs' bytes; an empty afterAggregateID starts at the first. A type that has no rows
 	// has none.
 	Projections(ctx context.Context, projectionType, afterAggregateID string, limit int) ([]store.Projection, error)
 	// Event returns one event, or fault.ErrNotFound.

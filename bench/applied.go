@@ -53,7 +53,7 @@ func (w *watcher) behind(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// applied tells whether want events are in the log and all of them in the projections. Cheap questions come first: it
+// applied reports whether want events are in the log and all of them in the projections. Cheap questions come first: it
 // is asked many times a second, on the machine that is being measured.
 func (w *watcher) applied(ctx context.Context, want int) (bool, error) {
 	position, err := w.newest(ctx)

@@ -183,7 +183,7 @@ var (
 	contentLength  = []byte("\r\nContent-Length: ")
 )
 
-// whole tells whether an answer is complete. One that does not say that its event is accepted is an error.
+// whole reports whether an answer is complete. One that does not say that its event is accepted is an error.
 func whole(answer []byte) (bool, error) {
 	header, body, ok := bytes.Cut(answer, endOfHeader)
 	if !ok {

@@ -109,7 +109,7 @@ func (o *options) check() error {
 	return nil
 }
 
-// selected tells whether a measurement is to be made.
+// selected reports whether a measurement is to be made.
 func (o *options) selected(m measurement) bool {
 	if len(o.only) == 0 {
 		return !m.extra

@@ -98,7 +98,7 @@ func storedFilterOf(f *Filter) storedFilter {
 	}
 }
 
-// replayColumns are those of a [Replay]. One whose next turn is long due is nobody's at the moment.
+// replayColumns are those of a [Replay]. One whose next turn is long overdue is interrupted.
 const replayColumns = `replay_id, filter, rate, total, replayed, failed, skipped, coalesce(last_error, ''), created_at, finished_at,
 	CASE WHEN cancelled THEN 'cancelled' WHEN finished_at IS NOT NULL THEN 'done' WHEN replayed + failed + skipped = 0 THEN 'queued'
 		WHEN next_at < clock_timestamp() - interval '10 seconds' THEN 'interrupted' ELSE 'running' END`

@@ -33,7 +33,7 @@ type PublisherConfig struct {
 	// Bus publishes to a topic. Its error, if it is not marked with [fault.Permanent], is taken for one that passes.
 	Bus  message.Publisher
 	Log  *slog.Logger
-	Poll time.Duration // how often to look when nobody has called Wake, since other processes write too; 15 s if zero
+	Poll time.Duration // how often to look without a call of Wake, since other processes write too; 15 s if zero
 }
 
 // Publisher publishes dead letters on the bus, each at least once.

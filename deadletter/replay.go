@@ -12,7 +12,7 @@ import (
 )
 
 // Replay hands a letter to its consumer again and marks it as replayed, in one transaction that holds the letter:
-// whoever comes second, from whatever instance, waits and finds it replayed. Errors: [fault.ErrNotFound],
+// a second caller, of any instance, waits and finds it replayed. Errors: [fault.ErrNotFound],
 // [*NotPendingError], and [*RefusedError], after which the letter is pending as before, with what was wrong
 // this time. Any other error has changed nothing, or its commit is unknown; trying again is safe.
 func (s *Store) Replay(ctx context.Context, id uuid.UUID, edit Edit) (Letter, error) {

@@ -76,7 +76,7 @@ func newFlatSchema(file []byte) *flatSchema {
 	return f
 }
 
-// accepts tells whether a JSON object without names given twice keeps the schema.
+// accepts reports whether a JSON object without names given twice keeps the schema.
 func (f *flatSchema) accepts(object []byte) bool {
 	s := newScanner(object)
 	defer s.free()

@@ -117,7 +117,7 @@ func checkToken(tok jsontext.Token, dec *jsontext.Decoder, nul, door bool) error
 	return nil
 }
 
-// isZero tells whether a number literal says zero.
+// isZero reports whether a number literal says zero.
 func isZero(lit string) bool {
 	mantissa := lit
 	if i := strings.IndexAny(lit, "eE"); i >= 0 {

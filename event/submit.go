@@ -267,10 +267,10 @@ func checkHeader(field, s string) error {
 	return nil
 }
 
-// ValidCorrelationID tells whether s can travel as a correlation ID: 1–256 bytes of printable UTF-8.
+// ValidCorrelationID reports whether s can travel as a correlation ID: 1–256 bytes of printable UTF-8.
 func ValidCorrelationID(s string) bool { return s != "" && checkHeader("", s) == nil }
 
-// ValidTraceparent tells whether s is a version 00 traceparent header. Source: https://www.w3.org/TR/trace-context/
+// ValidTraceparent reports whether s is a version 00 traceparent header. Source: https://www.w3.org/TR/trace-context/
 func ValidTraceparent(s string) bool {
 	if len(s) != 55 || s[:3] != "00-" || s[35] != '-' || s[52] != '-' {
 		return false

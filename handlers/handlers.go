@@ -18,7 +18,7 @@ type State struct {
 	EventTime time.Time
 }
 
-// Exists tells whether any event has given the state.
+// Exists reports whether any event has given the state.
 func (s *State) Exists() bool { return s.EventID != uuid.Nil }
 
 // Reducer returns the state after an event. It is pure: the same state and event give the same result, and the state

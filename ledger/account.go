@@ -75,7 +75,7 @@ func (a *account) look(ctx context.Context, tx pgx.Tx) error {
 	if err := a.lookAtRelay(ctx, tx); err != nil {
 		return err
 	}
-	var types []string // read if somebody is behind
+	var types []string // read if a consumer is behind
 	for i := range a.consumers {
 		v := &a.consumers[i]
 		if v.err != nil {

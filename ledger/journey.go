@@ -36,7 +36,7 @@ type stop struct {
 	letters []JourneyLetter
 }
 
-// Journey returns the journey of an event. An event that nobody knows is [fault.ErrNotFound]; other errors wrap
+// Journey returns the journey of an event. An unknown event is [fault.ErrNotFound]; other errors wrap
 // [fault.ErrUnavailable]. A bus that does not answer is no error, nor is a consumer's database: its stage is unknown.
 func (r *Reader) Journey(ctx context.Context, id uuid.UUID) (Journey, error) {
 	j := Journey{EventID: id, Status: StepDone, Steps: []Step{}, DeadLetters: []JourneyLetter{}}
@@ -209,7 +209,7 @@ func (r *Reader) published(ctx context.Context, e *travelled, applied []Step, le
 	return s
 }
 
-// applied tells whether a consumer has applied an event: its place in the event's partition says so, unless the counts
+// applied reports whether a consumer has applied an event: its place in the event's partition says so, unless the counts
 // of the consumer say that it has passed events that it did not handle.
 func (r *Reader) applied(ctx context.Context, c *stop, e *travelled, letters []JourneyLetter) (Step, error) {
 	s := Step{Stage: StageApplied, Consumer: c.Name, Status: StepWaiting}

@@ -45,7 +45,7 @@ type Config struct {
 type Reader struct {
 	cfg Config
 
-	reading chan struct{} // held by the one who reads
+	reading chan struct{} // held by the reader
 	last    *account
 	until   time.Time       // as long as last is given out
 	away    map[string]bool // consumers that could not be read the last time
@@ -62,7 +62,7 @@ func NewReader(cfg Config) *Reader {
 	return &Reader{cfg: cfg, reading: make(chan struct{}, 1), away: map[string]bool{}}
 }
 
-// Ledger returns the ledger, at most a second old, or ten times as old as reading it took: whoever asks in a loop costs
+// Ledger returns the ledger, at most a second old, or ten times as old as reading it took: a caller in a loop costs
 // the database no more than a tenth of one connection. A consumer whose database can't be read is missing from it, and
 // is named; without that of the log the error wraps [fault.ErrUnavailable].
 func (r *Reader) Ledger(ctx context.Context) (Ledger, error) {

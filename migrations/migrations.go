@@ -40,7 +40,7 @@ func foldersOf(service string) ([]string, error) {
 	return []string{Common, service}, nil
 }
 
-// provider returns goose for one folder. The lock is one for all folders and instances: who comes second finds applied
+// provider returns goose for one folder. The lock is one for all folders and instances: the second finds applied
 // what the first has applied.
 func provider(db *sql.DB, folder string) (*goose.Provider, error) {
 	dir, err := fs.Sub(files, folder)

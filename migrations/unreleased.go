@@ -68,7 +68,7 @@ func dropUnreleased(ctx context.Context, db *sql.DB) (undone int, err error) {
 		return 0, fmt.Errorf("look for tables of an unreleased version: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // without effect after the commit
-	// Nobody migrates or resets meanwhile.
+	// No other instance migrates or resets meanwhile.
 	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, lock.DefaultLockID); err != nil {
 		return 0, fmt.Errorf("lock the migrations: %w", err)
 	}

@@ -29,7 +29,7 @@ type Rebuild struct {
 	Projection handlers.Projection
 	Alone      bool // no other projection is for events of the same family
 	Logger     *slog.Logger
-	// Progress, if set, is told of each page.
+	// Progress, if set, is called with each page.
 	Progress func(Progress)
 }
 
@@ -124,7 +124,7 @@ type build struct {
 	read      int64 // everything up to here was looked at
 }
 
-// begin takes a version, and fences whoever else works on it.
+// begin takes a version, and fences any other rebuild of it.
 func (r *Rebuild) begin(ctx context.Context, v *store.Version) (*build, error) {
 	counts, _, err := store.Partitions(ctx, r.Pool, Eventhandler)
 	if err != nil {

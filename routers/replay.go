@@ -12,7 +12,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/fault"
 )
 
-// What each consumer does with a dead letter that is replayed. These functions do no I/O: whoever calls them writes
+// What each consumer does with a dead letter that is replayed. These functions do no I/O: the caller writes
 // their result and the mark of the letter in one transaction. Their errors are permanent.
 
 // ReplayIngestion reads a message again as the ingestion router does. An event whose sender gave no ID gets one that

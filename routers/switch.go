@@ -54,7 +54,7 @@ func (r *Rebuild) Drop(ctx context.Context) ([]store.Version, error) {
 
 const (
 	switchTries = 20
-	// patience bounds how long a switch waits for a lock, since whoever comes after it waits behind it.
+	// patience bounds how long a switch waits for a lock, since what comes after it waits behind it.
 	patience = "1s"
 )
 
@@ -65,7 +65,7 @@ func (r *Rebuild) activate(ctx context.Context, v *store.Version) error {
 	for try := 1; err == nil; try++ {
 		err = r.exchange(ctx, v)
 		var pg *pgconn.PgError
-		locked := errors.As(err, &pg) && pg.Code == "55P03" // lock_not_available: somebody reads for long
+		locked := errors.As(err, &pg) && pg.Code == "55P03" // lock_not_available: a query reads for long
 		switch {
 		case err == nil, try == switchTries:
 			return err

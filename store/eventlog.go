@@ -12,7 +12,7 @@ import (
 	"github.com/cornjacket/platform-services/event"
 )
 
-// Log reads the event log in its order, for whoever has to apply it again or for the first time. It may be used
+// Log reads the event log in its order, for consumers that have to apply it again or for the first time. It may be used
 // concurrently.
 type Log struct{ pool *pgxpool.Pool }
 

@@ -79,7 +79,7 @@ func NewPositions(pool *pgxpool.Pool, consumer string) *Positions {
 	return &Positions{pool: pool, consumer: consumer, claims: make(map[Partition]*claim)}
 }
 
-// Claim makes partitions this member's, whoever had them, and returns how far the consumer is in each. A topic whose ID
+// Claim makes partitions this member's, whichever member had them, and returns how far the consumer is in each. A topic whose ID
 // is not the one that was known is another topic: its offsets begin anew.
 func (p *Positions) Claim(ctx context.Context, ids map[string]uuid.UUID, parts []Partition) ([]Place, error) {
 	topics, numbers, topicIDs := make([]string, len(parts)), make([]int32, len(parts)), make([]pgtype.UUID, len(parts))
@@ -124,7 +124,7 @@ func (p *Positions) Fresh() bool {
 	return p.taken > p.begun
 }
 
-// Begun says that the claims of the last [Positions.Fresh] are known to whoever writes.
+// Begun says that the claims of the last [Positions.Fresh] are known to the writer.
 func (p *Positions) Begun() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -223,7 +223,7 @@ func (p *Positions) Advance(ctx context.Context, tx pgx.Tx, moves []Move) error 
 	if len(p.staged) == n {
 		return nil
 	}
-	p.staged, p.unsure = nil, true // somebody else has written: Settle finds out whether we are fenced
+	p.staged, p.unsure = nil, true // another member has written: Settle finds out whether we are fenced
 	return fmt.Errorf("positions of %s: %w", p.consumer, ErrConflict)
 }
 
@@ -237,7 +237,7 @@ func (p *Positions) Move(ctx context.Context, moves []Move) error {
 	return err
 }
 
-// Done says whether the transaction of the last [Positions.Advance] was committed; if it was not, or nobody knows, what
+// Done notes whether the transaction of the last [Positions.Advance] was committed; if it was not, or its outcome is unknown, what
 // is there is read again.
 func (p *Positions) Done(committed bool) {
 	p.mu.Lock()
@@ -255,7 +255,7 @@ func (p *Positions) Done(committed bool) {
 }
 
 // Replayed notes within tx that a dead letter of an event of the log has been applied. It has a row of its own, so that
-// the rows of those who read the topic are not touched.
+// the rows of the members that read the topic are not touched.
 func Replayed(ctx context.Context, tx pgx.Tx, consumer, topic string) error {
 	_, err := tx.Exec(ctx, `INSERT INTO consumer_positions AS p (consumer, topic, partition, dead) VALUES ($1, $2, -1, -1)
 		ON CONFLICT (consumer, topic, partition) DO UPDATE SET dead = p.dead - 1, updated_at = now()`, consumer, topic)

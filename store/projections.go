@@ -53,7 +53,7 @@ func (p *Projections) Update(ctx context.Context, tx pgx.Tx, keys []ProjectionKe
 	return w.write(ctx, tx, p.tables)
 }
 
-// Done says whether the transaction of the last [Projections.Update] was committed.
+// Done notes whether the transaction of the last [Projections.Update] was committed.
 func (p *Projections) Done(committed bool) {
 	if p.staged == nil {
 		return

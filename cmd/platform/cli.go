@@ -151,7 +151,7 @@ func oneLine(err error) string {
 	return strings.Join(lines, "; ")
 }
 
-// isTerminal tells whether a person is likely to look at w.
+// isTerminal reports whether a person is likely to look at w.
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	if !ok {

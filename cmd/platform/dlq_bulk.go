@@ -102,7 +102,7 @@ func printed(_ int, err error) error {
 	return nil
 }
 
-// follow waits until a bulk replay has ended, and tells how far it is.
+// follow waits until a bulk replay has ended, and reports how far it is.
 func follow(ctx context.Context, service *client.Service, r client.BulkReplay, notes io.Writer) (client.BulkReplay, error) {
 	terminal := isTerminal(notes)
 	heard, told := time.Now(), time.Now()

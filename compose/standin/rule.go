@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// matcher tells whether a rule matches a request.
+// matcher reports whether a rule matches a request.
 type matcher func(*http.Request) bool
 
 // ruleParser reads Traefik's rules: Path, PathPrefix and Method with one argument in backquotes, joined by && and ||,

@@ -17,7 +17,7 @@ import (
 	"github.com/cornjacket/platform-services/internal/tlsconf"
 )
 
-// access is what all HTTP ports have in common: who may use them, and how they are spoken to.
+// access is what all HTTP ports have in common: tokens, TLS, limits of connections.
 type access struct {
 	cfg   config.Doors
 	guard *api.Guard
@@ -74,7 +74,7 @@ func allTokens(cfg config.Doors) ([]api.Token, error) {
 	return tokens, nil
 }
 
-// listen takes the port of a service, whose address the variable names, and tells whether its requests need tokens.
+// listen takes the port of a service, whose address the variable names, and reports whether its requests need tokens.
 func (a *access) listen(service, variable, addr string) (l net.Listener, guarded bool, err error) {
 	if l, err = net.Listen("tcp", addr); err != nil {
 		return nil, false, fmt.Errorf("%s: listen on %s: %w", service, addr, rootCause(err))

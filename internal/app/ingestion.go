@@ -46,7 +46,7 @@ func (w *outboxWriter) Start(context.Context) error {
 	return nil
 }
 
-// Stop stores what is left in the queue. Nobody waits for it any longer.
+// Stop stores what is left in the queue; no caller waits for it any longer.
 func (w *outboxWriter) Stop(ctx context.Context) error {
 	if w.in == nil {
 		return nil

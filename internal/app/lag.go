@@ -64,7 +64,7 @@ func (s *stall) look(waiting, done int64) (time.Duration, error) {
 // stallMargin is added to what a handler may take before a consumer counts as stuck.
 const stallMargin = 5 * time.Second
 
-// consumerLag tells how far a consumer is behind, and fails when it has no partitions or does not move.
+// consumerLag reports how far a consumer is behind, and fails when it has no partitions or does not move.
 func consumerLag(name string, sub *kafka.Subscriber, gauges *lagGauges, timeout time.Duration, now func() time.Time) health.Check {
 	s := &stall{patience: timeout + stallMargin, now: now}
 	return health.Check{Name: "consumer", Every: time.Second, Probe: func(ctx context.Context) (health.Details, error) {

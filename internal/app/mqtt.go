@@ -59,7 +59,7 @@ func (b *embeddedBroker) Stop(context.Context) error {
 	return b.broker.Close()
 }
 
-// readMQTTUsers reads who may use the embedded MQTT broker; nil, which is everyone, if there is no file.
+// readMQTTUsers reads the users of the embedded MQTT broker; nil, which lets everyone in, if there is no file.
 func readMQTTUsers(path string) (*mochi.Users, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // the broker's own notion of everyone

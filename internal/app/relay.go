@@ -87,7 +87,7 @@ func relayCheck(sub *outbox.Subscriber, now func() time.Time) health.Check {
 	}}
 }
 
-// relayLag tells how far the active relay is behind, and fails when it does not move.
+// relayLag reports how far the active relay is behind, and fails when it does not move.
 func relayLag(sub *outbox.Subscriber, gauges *lagGauges, timeout time.Duration, now func() time.Time) health.Check {
 	s := &stall{patience: timeout + stallMargin, now: now}
 	return health.Check{Name: "relay", Every: time.Second, Probe: func(ctx context.Context) (health.Details, error) {

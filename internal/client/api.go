@@ -14,7 +14,7 @@ import (
 	"github.com/cornjacket/platform-services/ledger"
 )
 
-// The API's own types, so that who asks needs no other package.
+// The API's own types, so that callers need no other package.
 type (
 	// DeadLetter is a dead letter as it is answered.
 	DeadLetter = api.DeadLetter

@@ -90,7 +90,7 @@ func (e *NoAnswerError) Error() string {
 
 func (e *NoAnswerError) Unwrap() error { return e.Err }
 
-// Cause returns why there was no answer, for those who name the service themselves; other errors are returned as they are.
+// Cause returns why there was no answer, for callers that name the service themselves; other errors are returned as they are.
 func Cause(err error) error {
 	if none := (*NoAnswerError)(nil); errors.As(err, &none) {
 		return none.Err

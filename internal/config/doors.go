@@ -18,7 +18,7 @@ const (
 	AuthOff  = "off"
 )
 
-// Doors say who may use the HTTP ports, and how they are spoken to.
+// Doors are the access to the HTTP ports: tokens, TLS, connections.
 type Doors struct {
 	// APIAuth is one of [AuthAuto], [AuthOn] and [AuthOff].
 	APIAuth       string     `name:"api-auth" type:"oneof" enum:"auto,on,off" var:"API_AUTH" default:"auto" help:"Whether requests need a bearer token. auto: on addresses that are not loopback. on: on all. off: on none."`
@@ -72,7 +72,7 @@ func ParseTokensFile(text string) ([]APIToken, error) {
 
 const tokenTakes = "name:scopes:hash, as platform token prints it"
 
-// readTokens shows no value in its errors: whoever gets it wrong may have given the token itself.
+// readTokens shows no value in its errors: a wrong one may be the token itself.
 func readTokens(_ *kong.Value, s string) ([]APIToken, error) {
 	var list []APIToken
 	for i, entry := range splitList(s) {
@@ -169,7 +169,7 @@ type Bus struct {
 	RedpandaSASLPassword  string `name:"redpanda-sasl-password" var:"REDPANDA_SASL_PASSWORD" help:"Password at the bus."`
 }
 
-// SASLNone is the mechanism of those who do not log in at the bus.
+// SASLNone is the mechanism of a client that does not log in at the bus.
 const SASLNone = "none"
 
 // checkBus reports settings of the bus that do not go together.

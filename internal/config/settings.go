@@ -100,7 +100,7 @@ type Broker struct {
 	MQTTUsers
 }
 
-// MQTTUsers says who may use an embedded MQTT broker.
+// MQTTUsers are the users of an embedded MQTT broker.
 type MQTTUsers struct {
 	EmbeddedMQTTUsers string `name:"embedded-mqtt-users" var:"EMBEDDED_MQTT_USERS" placeholder:"FILE" help:"Users of the embedded MQTT broker beside MQTT_USERNAME, a CSV file with the columns user_id,password,is_superuser; none if empty. A user that is no superuser is a device: it may publish below devices/{user_id}/ and read devices/{user_id}/commands/ only."`
 }
@@ -141,7 +141,7 @@ func (r *Run) Validate() error {
 		return err
 	}
 	if !r.EmbeddedMQTT {
-		if r.EmbeddedMQTTUsers != "" { // whoever sets it believes that the broker asks for passwords
+		if r.EmbeddedMQTTUsers != "" { // the operator believes that the broker asks for passwords
 			return &Error{
 				Env: "EMBEDDED_MQTT_USERS", Flag: "--embedded-mqtt-users", Value: r.EmbeddedMQTTUsers,
 				Problem: "holds for an embedded MQTT broker only", Takes: "a file together with --embedded-mqtt",

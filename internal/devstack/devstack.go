@@ -15,7 +15,7 @@ type Service struct {
 	Addr string // host:port
 }
 
-// CheckPorts tells which of the addresses can't be listened on: one error for each, naming service, address and
+// CheckPorts returns which of the addresses can't be listened on: one error for each, naming service, address and
 // cause, joined. It is for a friendly word before anything is started, not a reservation. Ports that are 0 pass.
 func CheckPorts(services []Service) error {
 	var errs []error

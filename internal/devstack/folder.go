@@ -53,7 +53,7 @@ func (l *Lock) Close() error {
 	return nil
 }
 
-// claim makes sure that a folder carries the marker; one that is not empty and does not is somebody else's.
+// claim makes sure that a folder carries the marker; one that is not empty and does not is not ours.
 func claim(dir string) error {
 	marker := filepath.Join(dir, markerName)
 	if _, err := os.Stat(marker); err == nil {
@@ -72,7 +72,7 @@ func claim(dir string) error {
 	return nil
 }
 
-// lockFile locks a file without waiting, and writes the process ID into it for whoever comes next.
+// lockFile locks a file without waiting, and writes the process ID into it for the next one.
 func lockFile(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {

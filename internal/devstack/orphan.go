@@ -15,7 +15,7 @@ import (
 )
 
 // StopOrphan stops a server that a killed process left behind on the folder of a [PostgresConfig], so that its port is
-// free. StartPostgres does it too; this is for who looks at ports before that. The caller holds the lock on the folder.
+// free. StartPostgres does it too; this is for callers that look at ports before that. The caller holds the lock on the folder.
 func StopOrphan(dir string) error {
 	data, err := filepath.EvalSymlinks(filepath.Join(dir, "data"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -63,7 +63,7 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 	return append(found, granted(ctx, client, ack.Properties)...)
 }
 
-// embedded tells whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.
+// embedded reports whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.
 func embedded(ctx context.Context, s config.Doctor) bool {
 	at, err := ask(s, routers.Ingestion)
 	if err != nil {
@@ -80,7 +80,7 @@ func refusal(ctx context.Context, ack *paho.Connack, err error) string {
 	return reason(ctx, err)
 }
 
-// granted tells what the broker allows that durable, shared ingestion needs.
+// granted returns what the broker allows that durable, shared ingestion needs.
 func granted(ctx context.Context, client *paho.Client, p *paho.ConnackProperties) []Finding {
 	a := about("mqtt")
 	if p == nil {

@@ -12,7 +12,7 @@ import (
 //   - An error that [IsPermanent] says no retry mends: the message becomes a dead letter at once. What a database refused
 //     is one if it is [Unstorable].
 //   - Any other error means that something of ours is away, busy or full: it is tried again until it succeeds, health
-//     turns red, and nothing becomes a dead letter. Readers, who can't wait, are told so if it is an [Outage].
+//     turns red, and nothing becomes a dead letter. Readers, which can't wait, are told so if it is an [Outage].
 //   - A panic, which is a bug, is retried a few times (package routers).
 
 // Permanent marks an error as one that no retry mends: the message that caused it becomes a dead letter. It returns
@@ -24,7 +24,7 @@ func Permanent(err error) error {
 	return permanentError{err}
 }
 
-// IsPermanent tells whether err, or an error that it wraps, was marked as permanent.
+// IsPermanent reports whether err, or an error that it wraps, was marked as permanent.
 func IsPermanent(err error) bool {
 	var p interface{ Permanent() bool }
 	return errors.As(err, &p) && p.Permanent()
@@ -36,7 +36,7 @@ func (e permanentError) Error() string   { return e.err.Error() }
 func (e permanentError) Unwrap() error   { return e.err }
 func (e permanentError) Permanent() bool { return true }
 
-// Unstorable tells whether a database refused a value rather than failed: SQLSTATE classes 22 (data exception),
+// Unstorable reports whether a database refused a value rather than failed: SQLSTATE classes 22 (data exception),
 // 23 (constraint) and 54 (program limit). Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
 func Unstorable(err error) bool {
 	switch class, _ := sqlState(err); class {
@@ -46,7 +46,7 @@ func Unstorable(err error) bool {
 	return false
 }
 
-// Outage tells whether a database said that it can't do now what it could do at another time: SQLSTATE classes 08
+// Outage reports whether a database said that it can't do now what it could do at another time: SQLSTATE classes 08
 // (connection), 40 (rolled back, as after a deadlock), 53 (resources, such as disk space), 57 (operator intervention,
 // also a statement_timeout) and 58 (system), 25006 (a standby that is not yet promoted) and 55P03 (a lock_timeout).
 func Outage(err error) bool {
@@ -58,7 +58,7 @@ func Outage(err error) bool {
 	}
 }
 
-// TooSlow tells whether a database was given less time than it would have taken, by a deadline of ours or its own
+// TooSlow reports whether a database was given less time than it would have taken, by a deadline of ours or its own
 // statement_timeout: with less to do at once it may succeed.
 func TooSlow(err error) bool {
 	_, code := sqlState(err)
@@ -74,7 +74,7 @@ func sqlState(err error) (class, code string) {
 	return sql.SQLState()[:2], sql.SQLState()
 }
 
-// Sentinels of everything that reads for callers who can't wait.
+// Sentinels of everything that reads for callers that can't wait.
 var (
 	// ErrNotFound says that there is no such thing.
 	ErrNotFound = errors.New("not found")

@@ -184,7 +184,7 @@ func (m *Monitor) Mount(mux *http.ServeMux) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(report) // the client has gone, nobody is left to tell
+		_ = json.NewEncoder(w).Encode(report) // the client has gone
 	})
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")

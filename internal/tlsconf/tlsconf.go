@@ -42,7 +42,7 @@ type certificate struct {
 	valid *tls.Certificate
 }
 
-// stamp tells whether a file has changed.
+// stamp reports whether a file has changed.
 type stamp struct {
 	modified time.Time
 	size     int64

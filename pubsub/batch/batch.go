@@ -43,7 +43,7 @@ func (r *Record) Header(key string) string {
 	return ""
 }
 
-// Batch is the records of one Watermill message. It belongs to whoever has the message.
+// Batch is the records of one Watermill message. It belongs to the owner of the message.
 type Batch struct {
 	// Attempts is how often the first record that is not done has been tried alone.
 	Attempts int

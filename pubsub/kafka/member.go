@@ -340,7 +340,7 @@ func (m *member) revoked(ctx context.Context, client *kgo.Client, parts map[stri
 	}
 }
 
-// lost is told of partitions that another member has already.
+// lost is called with partitions that another member has already.
 func (m *member) lost(_ context.Context, _ *kgo.Client, parts map[string][]int32) { m.drop(parts) }
 
 func (m *member) drop(parts map[string][]int32) {

@@ -30,7 +30,7 @@ type Place struct {
 
 // Positions keeps how far a consumer is. Its methods may be called concurrently.
 type Positions interface {
-	// Claim makes partitions this member's, whoever had them, and returns how far the consumer is in each. ids are those of
+	// Claim makes partitions this member's, whichever member had them, and returns how far the consumer is in each. ids are those of
 	// the topics.
 	Claim(ctx context.Context, ids map[string]uuid.UUID, parts []Partition) ([]Place, error)
 	// Claimed reports whether a partition was claimed and is, as far as known, still this member's.
@@ -69,7 +69,7 @@ type SubscriberConfig struct {
 	// SessionTimeout is how long the group waits for a member that went silent; 10 s if zero.
 	SessionTimeout time.Duration
 	// CloseTimeout is how long a batch in flight is waited for when the subscription ends; 10 s if zero. What is left then
-	// is handed out again, by whoever has the partition.
+	// is handed out again, by the member that has the partition.
 	CloseTimeout time.Duration
 	Logger       *slog.Logger
 }

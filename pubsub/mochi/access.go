@@ -84,7 +84,7 @@ func (u *Users) with(name, password string) *Users {
 	return more
 }
 
-// knows tells whether that is a user's password. How long it takes says nothing about the password.
+// knows reports whether that is a user's password. How long it takes says nothing about the password.
 func (u *Users) knows(name string, password []byte) bool {
 	if u == nil {
 		return true
@@ -94,7 +94,7 @@ func (u *Users) knows(name string, password []byte) bool {
 	return subtle.ConstantTimeCompare(a.password[:], got[:]) == 1 && ok
 }
 
-// allows tells whether a user may publish to a topic, or read a topic or filter.
+// allows reports whether a user may publish to a topic, or read a topic or filter.
 func (u *Users) allows(name, topic string, write bool) bool {
 	if u == nil || u.byName[name].superuser {
 		return true
@@ -124,7 +124,7 @@ func (h *hook) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
 	return true
 }
 
-// OnACLCheck tells whether a client may publish to a topic, subscribe to a filter or be sent a message. A publish that it
+// OnACLCheck reports whether a client may publish to a topic, subscribe to a filter or be sent a message. A publish that it
 // may not make ends in a negative acknowledgement, or for MQTT 3.1.1, which has none, in a disconnection.
 func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 	name := string(cl.Properties.Username)
