@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 	"time"
@@ -8,16 +9,19 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// Bounds of the pause before records that were refused are handed out again; it doubles with each refusal.
+// Bounds of the pause before records that were refused are handed out again.
 const (
-	minBackoff = 50 * time.Millisecond
-	maxBackoff = 2 * time.Second
+	minPause = 50 * time.Millisecond
+	maxPause = 2 * time.Second
 )
 
 // Sender hands the batches of one source to its router, one at a time. Send must not be called concurrently.
 type Sender struct {
 	// CloseTimeout is how long a batch in flight is waited for once the context of Send has ended; 10 s if zero.
 	CloseTimeout time.Duration
+	// MaxPause bounds the pause before records that were refused are handed out again, which begins with 50 ms and doubles
+	// with each refusal; 2 s if zero.
+	MaxPause time.Duration
 	// Again, if set, is asked before records that were refused are handed out again; it returns those that still are the
 	// source's to hand out, in their order.
 	Again func(rest []Record) []Record
@@ -62,7 +66,7 @@ func (s *Sender) Send(ctx context.Context, records []Record) Outcome {
 	// Messages outlive ctx: what is in flight when it ends can still be acknowledged.
 	msgCtx, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
-	rest, pause, backoff := records, time.Duration(0), minBackoff
+	rest, pause, backoff := records, time.Duration(0), s.firstPause()
 	for len(rest) > 0 {
 		b, acked := s.once(ctx, msgCtx, rest)
 		if b == nil {
@@ -72,7 +76,7 @@ func (s *Sender) Send(ctx context.Context, records []Record) Outcome {
 			b.Done(len(b.records))
 		}
 		if b.done > 0 {
-			backoff = minBackoff
+			backoff = s.firstPause()
 		}
 		rest, pause = b.Rest(), max(pause, b.Pause)
 		if acked || len(rest) == 0 {
@@ -83,13 +87,15 @@ func (s *Sender) Send(ctx context.Context, records []Record) Outcome {
 		case <-ctx.Done():
 			return Outcome{Done: len(records) - len(rest)}
 		}
-		backoff = min(2*backoff, maxBackoff)
+		backoff = min(2*backoff, cmp.Or(s.MaxPause, maxPause))
 		if s.Again != nil {
 			rest = s.Again(rest)
 		}
 	}
 	return Outcome{Done: len(records) - len(rest), Gather: Gather(len(records), time.Since(began), pause)}
 }
+
+func (s *Sender) firstPause() time.Duration { return min(minPause, cmp.Or(s.MaxPause, maxPause)) }
 
 // once hands out a batch and waits for the answer; nil says that ctx ended before there was one.
 func (s *Sender) once(ctx, msgCtx context.Context, records []Record) (b *Batch, acked bool) {

@@ -34,7 +34,7 @@ func conform(t *testing.T, b *broker) {
 		pub, err := kafka.NewPublisher(kafka.PublisherConfig{Brokers: b.brokers()})
 		require.NoError(t, err)
 		sub := kafka.NewSubscriber(kafka.SubscriberConfig{Brokers: b.brokers(), Group: b.named(group), MaxBatch: 1,
-			SessionTimeout: 2 * time.Second, CloseTimeout: 500 * time.Millisecond})
+			SessionTimeout: 2 * time.Second, CloseTimeout: 500 * time.Millisecond, MaxPause: time.Millisecond})
 		t.Cleanup(func() { // TestPublishSubscribeInOrder and others forget some
 			require.NoError(t, pub.Close())
 			require.NoError(t, sub.Close())

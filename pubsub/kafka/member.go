@@ -69,6 +69,7 @@ func newMember(ctx context.Context, cfg SubscriberConfig, topics []string) (*mem
 		parts: make(map[Partition]*part), behind: make(map[Partition]*gap), ids: make(map[string]uuid.UUID), stale: make(map[string]bool),
 	}
 	m.sender.Again = m.again
+	m.sender.MaxPause = cfg.MaxPause
 	opts := []kgo.Opt{
 		kgo.ConsumerGroup(cfg.Group),
 		kgo.ConsumeTopics(topics...),

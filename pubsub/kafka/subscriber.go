@@ -71,7 +71,9 @@ type SubscriberConfig struct {
 	// CloseTimeout is how long a batch in flight is waited for when the subscription ends; 10 s if zero. What is left then
 	// is handed out again, by the member that has the partition.
 	CloseTimeout time.Duration
-	Logger       *slog.Logger
+	// MaxPause bounds the pause before a batch that was refused is handed out again; 2 s if zero.
+	MaxPause time.Duration
+	Logger   *slog.Logger
 }
 
 // Subscriber consumes topics of the Kafka API as a member of a group, one batch at a time. A batch that is refused is

@@ -55,6 +55,8 @@ type Config struct {
 	MaxBackoff time.Duration
 	// CloseTimeout bounds how long a clean stop waits for messages in flight; 10 s if zero.
 	CloseTimeout time.Duration
+	// MaxPause bounds the pause before a batch that was refused is handed out again; 2 s if zero.
+	MaxPause time.Duration
 	// TLS is used with mqtts://, ssl://, tls:// and wss://; the system's defaults if nil.
 	TLS *tls.Config
 	// OnUp is told each time the broker has granted the subscriptions. It must not block.

@@ -32,7 +32,7 @@ func TestConformance(t *testing.T) {
 	b := newBroker(t, "")
 	create := func(group string) (message.Publisher, message.Subscriber) {
 		sub, err := NewSubscriber(Config{URL: b.url(), Group: group, Batch: 1,
-			CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+			CloseTimeout: time.Second, MaxPause: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 		return &carrierPub{addr: b.addr()}, &carrierSub{Subscriber: sub}
 	}

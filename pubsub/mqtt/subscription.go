@@ -67,6 +67,7 @@ type subscription struct {
 func (s *subscription) start(ctx context.Context) error {
 	s.intake, s.drain = context.WithCancel(context.WithoutCancel(ctx))
 	s.sender = batch.NewSender(s.cfg.CloseTimeout)
+	s.sender.MaxPause = s.cfg.MaxPause
 	s.sender.Again = s.stillOurs
 	s.inbox = &inbox{
 		limit: s.cfg.Buffer, qos0Limit: s.cfg.QoS0Buffer, max: s.cfg.Batch, window: s.cfg.Window, pause: s.pinger.pause,

@@ -126,7 +126,8 @@ func (s *carrierSub) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	sub := s.subs[topic]
 	if sub == nil {
 		sub = outbox.NewSubscriber(s.store(topic).pool, outbox.SubscriberConfig{
-			Window: 1, Poll: 20 * time.Millisecond, CloseTimeout: 500 * time.Millisecond})
+			MaxPause: time.Millisecond,
+			Window:   1, Poll: 20 * time.Millisecond, CloseTimeout: 500 * time.Millisecond})
 		s.subs[topic] = sub
 		s.t.Cleanup(func() { _ = s.Close() }) // TestPublishSubscribeInOrder forgets it
 	}

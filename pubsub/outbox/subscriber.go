@@ -32,6 +32,8 @@ type SubscriberConfig struct {
 	// CloseTimeout is how long the end of a subscription waits for what is in flight; 10 s if zero. What is left then is
 	// handed out again by the next subscription.
 	CloseTimeout time.Duration
+	// MaxPause bounds the pause before a batch that was refused is handed out again; 2 s if zero.
+	MaxPause time.Duration
 	// Ignore is the ID of a publisher whose notifications are not needed, because it calls [Subscriber.Wake] itself.
 	Ignore string
 	// Log receives what an operator should know; nothing if nil.
@@ -143,6 +145,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 	ctx, cancel := context.WithCancel(ctx)
 	unhook := context.AfterFunc(s.ctx, cancel)
 	sender := batch.NewSender(s.cfg.CloseTimeout)
+	sender.MaxPause = s.cfg.MaxPause
 	s.running.Go(func() {
 		defer close(sender.Out())
 		defer cancel()
