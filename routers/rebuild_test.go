@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
@@ -91,13 +92,14 @@ func (f *flow) log(n int) []event.Envelope {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	events := talliedFrom(f.t, len(f.events), n)
+	rows := &pgx.Batch{}
 	for _, e := range events {
 		metadata, err := e.Metadata.Marshal()
 		require.NoError(f.t, err)
-		_, err = f.pool.Exec(context.Background(), `INSERT INTO event_store (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata, position)
+		rows.Queue(`INSERT INTO event_store (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata, position)
 			VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7::text::jsonb, $8)`, e.ID, e.Type, e.AggregateID, e.Time, e.IngestedAt, string(e.Payload), string(metadata), e.Metadata.Position)
-		require.NoError(f.t, err)
 	}
+	require.NoError(f.t, f.pool.SendBatch(context.Background(), rows).Close())
 	_, err := f.pool.Exec(context.Background(), `UPDATE relay_cursor SET position = (SELECT max(position) FROM event_store)`)
 	require.NoError(f.t, err)
 	f.events = append(f.events, events...)
@@ -123,7 +125,7 @@ func (f *flow) handle(projections ...handlers.Projection) (stop func()) {
 	require.NoError(f.t, err)
 	positions := store.NewPositions(f.pool, routers.Eventhandler)
 	sub := kafka.NewSubscriber(kafka.SubscriberConfig{
-		Brokers: []string{f.broker}, Group: "eventhandler", MaxBatch: 50, SessionTimeout: time.Second, Logger: quiet,
+		Brokers: []string{f.broker}, Group: "eventhandler", MaxBatch: 500, SessionTimeout: time.Second, Logger: quiet,
 		Positions: routers.BusPositions{Positions: positions}, EventLog: routers.BusLog{Log: store.NewLog(f.pool)},
 	})
 	router, err := routers.NewConsumer(routers.Projector(projections), routers.ConsumerConfig{

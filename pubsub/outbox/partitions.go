@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -23,11 +24,12 @@ func (p Partitions) Remember(ctx context.Context, topic string, now int) (partit
 	return partitions, nil
 }
 
-// Spread is Remember that changes nothing.
+// Spread is Remember that changes nothing. A database in which there is no log yet remembers nothing.
 func (p Partitions) Spread(ctx context.Context, topic string, now int) (partitions int, err error) {
 	err = p.Pool.QueryRow(ctx, `SELECT least(partitions, $2) FROM topic_partitions WHERE topic = $1`, topic, now).Scan(&partitions)
+	var pg *pgconn.PgError
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && pg.Code == "42P01": // undefined_table
 		return now, nil
 	case err != nil:
 		return 0, fmt.Errorf("read the partitions of %s: %w", topic, err)
