@@ -164,7 +164,7 @@ test: setup ## Run all tests with the race detector
 
 .PHONY: test-short
 test-short: ## Run the tests that are quick, without the race detector; under 2 minutes
-	$(GO) test -short -timeout $(TEST_TIMEOUT) $(PACKAGES)
+	$(GO) test -short -parallel 4 -timeout $(TEST_TIMEOUT) $(PACKAGES)
 	@$(call in_workshop,$(GO) test -short -timeout $(TEST_TIMEOUT) ./...)
 
 .PHONY: e2e-faults

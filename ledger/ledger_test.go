@@ -315,6 +315,9 @@ func TestTheLedgerIsReadOnceASecond(t *testing.T) {
 
 func TestTheLedgerOfALogThatIsAway(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("a server that is stopped and started")
+	}
 	pg := pgtest.Server(t)
 	f := &fixture{t: t, events: pgtest.Pool(t, pg.URL())}
 	migrate(t, f.events)

@@ -50,6 +50,9 @@ func (p printer) Write(b []byte) (int, error) {
 
 func TestDev(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("e2e starts it too")
+	}
 	dir := t.TempDir()
 	t.Cleanup(func() { require.NoError(t, devstack.Wipe(dir)) }) // the server's data may lie elsewhere
 	cfg := devSettings(t, dir)

@@ -259,6 +259,9 @@ const told = 6 * time.Second
 
 func TestHealthTellsTheTruth(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("waits for each dependency to go and come back")
+	}
 	pg, dir := pgtest.Server(t), t.TempDir()
 	broker := busIn(t, dir, free)
 	p := start(t, settings(t, pg.URL(), broker.Addr()))

@@ -19,6 +19,9 @@ import (
 // The suite knows no batches, so each has one record; and no partitions, so order is claimed for one of them only. The
 // other tests prove it for batches.
 func TestConformance(t *testing.T) {
+	if testing.Short() {
+		t.Skip("Watermill's suite takes half a minute")
+	}
 	onEach(t, apache, func(t *testing.T, newBroker newBrokerFunc) {
 		for name, partitions := range map[string]int{"one partition": 1, "partitions": 4} {
 			t.Run(name, func(t *testing.T) {

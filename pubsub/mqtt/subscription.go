@@ -268,7 +268,7 @@ func (s *subscription) subscribe(l *link, manager *autopaho.ConnectionManager) e
 	return nil
 }
 
-// granted notes that the subscriptions are granted, and tells what came with them.
+// granted notes and logs what the broker has granted.
 func (s *subscription) granted(l *link, ca *paho.Connack) {
 	p := ca.Properties
 	if p == nil {

@@ -24,6 +24,9 @@ import (
 // one reader.
 func TestConformance(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("Watermill's suite takes half a minute")
+	}
 	stores := &storesByTopic{m: map[string]func() *store{}}
 	tests.TestPubSub(t, tests.Features{
 		GuaranteedOrder: true,

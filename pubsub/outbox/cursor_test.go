@@ -127,6 +127,9 @@ func TestDuplicatesAreCounted(t *testing.T) {
 // moment what the log holds up to there, and at the end it is everything.
 func TestTheCountsSurviveTakeOvers(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("relays that take over again and again")
+	}
 	s := newStore(t, "")
 	p := s.publisher(outbox.PublisherConfig{})
 	cfg := outbox.SubscriberConfig{Poll: 20 * time.Millisecond, MaxBatch: 7, Window: 30, CloseTimeout: 10 * time.Millisecond}

@@ -69,6 +69,9 @@ func TestLateCommitsAreNotBelowTheFloor(t *testing.T) {
 // with each batch.
 func TestDeadRowsAreWalkedOverOnce(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("walks over many dead rows")
+	}
 	s := newStore(t, "")
 	old, err := s.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	require.NoError(t, err)
