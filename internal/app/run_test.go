@@ -254,7 +254,7 @@ func TestAStopWhileStartingIsClean(t *testing.T) {
 	}
 }
 
-// Within 5 s of any change, CONTRACT §7; a second more is for a slow machine that runs other tests.
+// Within 5 s of any change; a second more is for a slow machine that runs other tests.
 const told = 6 * time.Second
 
 func TestHealthTellsTheTruth(t *testing.T) {

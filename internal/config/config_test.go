@@ -40,7 +40,7 @@ func TestDefaults(t *testing.T) {
 	const database = "postgres://cornjacket:cornjacket@localhost:5432/cornjacket?sslmode=disable"
 	require.NotEqual(t, "cornjacket-ingestion-", g.Run.MQTTClientID)
 	require.True(t, strings.HasPrefix(g.Run.MQTTClientID, "cornjacket-ingestion-"))
-	for variable, want := range map[string]string{ // CONTRACT §2 and §3
+	for variable, want := range map[string]string{
 		"INGESTION_ADDR": "127.0.0.1:8080", "QUERY_ADDR": "127.0.0.1:8081",
 		"EVENTHANDLER_HEALTH_ADDR": "127.0.0.1:8084", "RELAY_HEALTH_ADDR": "127.0.0.1:8086",
 	} {
