@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +22,7 @@ import (
 type access struct {
 	cfg   config.Doors
 	guard *api.Guard
+	deny  func(reason string)
 	tls   *tls.Config // nil: plain HTTP
 	log   *slog.Logger
 }
@@ -34,10 +36,11 @@ func (p *platform) openAccess() error {
 	}
 	denied := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cornjacket_http_denied_total",
-		Help: "HTTP requests that were turned away for want of a token, by reason",
+		Help: "HTTP requests that were turned away at the door, for want of a token or as those of another site, by reason",
 	}, []string{"reason"})
 	p.registry.MustRegister(denied)
-	a.guard = &api.Guard{Tokens: tokens, Denied: func(reason string) { denied.WithLabelValues(reason).Inc() }}
+	a.deny = func(reason string) { denied.WithLabelValues(reason).Inc() }
+	a.guard = &api.Guard{Tokens: tokens, Denied: a.deny}
 	if a.cfg.TLSCertFile != "" {
 		if a.tls, err = tlsconf.Server(a.cfg.TLSCertFile, a.cfg.TLSKeyFile, p.log); err != nil {
 			return fmt.Errorf("TLS_CERT_FILE, TLS_KEY_FILE: %w", err)
@@ -99,12 +102,21 @@ func loopback(addr net.Addr) bool {
 	return ok && tcp.IP.IsLoopback()
 }
 
-// protect puts the guard before a port where requests need tokens.
-func (a *access) protect(guarded bool, next http.Handler) http.Handler {
-	if !guarded {
-		return next
+// protect puts before a port what refuses other sites, and the guard if requests need tokens. Names are looked at where
+// nothing else tells a browser's page from its user: on loopback, and without tokens.
+func (a *access) protect(l net.Listener, addr string, guarded bool, next http.Handler) http.Handler {
+	origins := api.Origins{
+		Hosts:     a.cfg.AllowedHosts,
+		CheckHost: len(a.cfg.AllowedHosts) > 0 || !guarded && loopback(l.Addr()),
+		Denied:    a.deny,
 	}
-	return a.guard.Protect(next)
+	if own, _, err := net.SplitHostPort(addr); err == nil && own != "" {
+		origins.Hosts = append(slices.Clone(origins.Hosts), own)
+	}
+	if guarded {
+		next = a.guard.Protect(next)
+	}
+	return origins.Protect(next)
 }
 
 // serve answers on a listener until the server is shut down or closed, which is no error.

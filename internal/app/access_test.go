@@ -100,6 +100,41 @@ func TestTokensAreAskedForOffLoopback(t *testing.T) {
 	require.Contains(t, string(text), `cornjacket_http_denied_total{reason="no token"} 3`)
 }
 
+func TestPagesOfOtherSitesDoNotGetIn(t *testing.T) {
+	t.Parallel()
+	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
+	cfg.Listen = cfg.Listen.With("QUERY_ADDR", everywhere).With("RELAY_HEALTH_ADDR", everywhere)
+	cfg.APITokens = []config.APIToken{apiToken("o", "operate", "read")}
+	p := start(t, cfg)
+	ask := func(method, addr, path, host string, header ...string) int {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, nil)
+		require.NoError(t, err)
+		req.Host = host
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		return resp.StatusCode
+	}
+	own, query := p.addrs[routers.Eventhandler], here(t, p.addrs[routers.Query])
+	require.Equal(t, 202, ask("POST", own, "/api/v1/dlq/replay", ""))
+	require.Equal(t, 403, ask("POST", own, "/api/v1/dlq/replay", "", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"))
+	require.Equal(t, 421, ask("GET", own, "/api/v1/dlq", "evil.example"))
+	require.Equal(t, 200, ask("GET", query, "/health", "platform:8081"), "a guarded port is asked under any name")
+	require.Equal(t, 200, ask("GET", query, "/api/v1/events", "platform:8081", "Authorization", "Bearer o"))
+	require.Equal(t, 403, ask("POST", query, "/api/v1/x", "platform:8081", "Authorization", "Bearer o", "Sec-Fetch-Site", "cross-site"))
+	require.NoError(t, p.stop())
+
+	cfg.AllowedHosts = []string{"platform"}
+	p = start(t, cfg)
+	own, query = p.addrs[routers.Eventhandler], here(t, p.addrs[routers.Query])
+	require.Equal(t, 200, ask("GET", own, "/api/v1/dlq", "platform"))
+	require.Equal(t, 200, ask("GET", query, "/health", "platform:8081"))
+	require.Equal(t, 421, ask("GET", query, "/health", "evil.example"), "a set list holds on every port")
+}
+
 func TestAPIAuthOnAndOff(t *testing.T) {
 	t.Parallel()
 	database, brokers := pgtest.URL(t), bus(t).Addr()

@@ -101,7 +101,7 @@ func (p *port) mount(add func(mux *http.ServeMux)) {
 	if add != nil {
 		add(mux)
 	}
-	handler := api.Wrap(p.platform.log, p.platform.access.protect(p.guarded, mux))
+	handler := api.Wrap(p.platform.log, p.platform.access.protect(p.listener, p.addr, p.guarded, mux))
 	p.handler.Store(&handler)
 }
 

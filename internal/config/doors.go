@@ -25,9 +25,10 @@ type Doors struct {
 	APITokens     []APIToken `name:"api-tokens" type:"tokens" var:"API_TOKENS" placeholder:"NAME:SCOPE+...:SHA256,..." help:"Bearer tokens that are accepted, comma-separated; each a name, its scopes (ingest, read, operate) joined by '+', and the SHA-256 of the token in hexadecimal. platform token makes one."`
 	APITokensFile string     `name:"api-tokens-file" var:"API_TOKENS_FILE" placeholder:"FILE" help:"File with more of them, one a line; empty lines and those that begin with # are skipped."`
 	// TLSCertFile and TLSKeyFile are both set or both empty.
-	TLSCertFile    string `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Certificate of the HTTP ports with its chain, PEM; with it they speak HTTPS only. A file that changes is read again."`
-	TLSKeyFile     string `name:"tls-key-file" var:"TLS_KEY_FILE" placeholder:"FILE" help:"Private key of the certificate, PEM."`
-	MaxConnections int    `type:"positive" unit:"connections" var:"MAX_CONNECTIONS" default:"4096" help:"Most connections of one HTTP port; more are closed at once."`
+	TLSCertFile    string   `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Certificate of the HTTP ports with its chain, PEM; with it they speak HTTPS only. A file that changes is read again."`
+	TLSKeyFile     string   `name:"tls-key-file" var:"TLS_KEY_FILE" placeholder:"FILE" help:"Private key of the certificate, PEM."`
+	AllowedHosts   []string `type:"hosts" var:"ALLOWED_HOSTS" placeholder:"NAME,..." help:"Names that the Host header of a request may have, comma-separated; .example.org stands for all below it. IP addresses, localhost and the host of the port's own address always may. Checked on loopback where no token is asked for, and on every port if it is set."`
+	MaxConnections int      `type:"positive" unit:"connections" var:"MAX_CONNECTIONS" default:"4096" help:"Most connections of one HTTP port; more are closed at once."`
 }
 
 // Token are the settings of `platform token`.

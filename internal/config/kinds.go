@@ -36,6 +36,7 @@ func mappers() kong.Option {
 		"duration0":      mapper(func(_ *kong.Value, s string) (time.Duration, error) { return readDuration(s, 0) }),
 		"hostport":       mapper(func(_ *kong.Value, s string) (string, error) { return readHostPort(s, 0) }),
 		"hostports":      mapper(readHostPorts),
+		"hosts":          mapper(readHosts),
 		"postgresurl":    mapper(func(_ *kong.Value, s string) (string, error) { return readPostgresURL(s) }),
 		"mqtturl":        mapper(func(_ *kong.Value, s string) (string, error) { return readMQTTURL(s, true) }),
 		"mqtttcpurl":     mapper(func(_ *kong.Value, s string) (string, error) { return readMQTTURL(s, false) }),
@@ -187,6 +188,17 @@ func readHostPorts(_ *kong.Value, s string) ([]string, error) {
 		host, _, err := net.SplitHostPort(address)
 		if _, bad := readHostPort(address, 1); err != nil || host == "" || bad != nil {
 			return nil, &Error{Value: redactAddress(address), Problem: "is not host:port", Takes: "a comma-separated list of host:port, such as localhost:9092"}
+		}
+	}
+	return list, nil
+}
+
+// readHosts reads names of hosts, without ports.
+func readHosts(_ *kong.Value, s string) ([]string, error) {
+	list := splitList(s)
+	for _, name := range list {
+		if strings.ContainsAny(name, ":/@* ") || strings.Trim(name, ".") == "" {
+			return nil, &Error{Value: name, Problem: "is not the name of a host", Takes: "a comma-separated list of names without ports, such as platform or .example.org"}
 		}
 	}
 	return list, nil
