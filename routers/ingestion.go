@@ -2,6 +2,7 @@ package routers
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -62,8 +63,16 @@ func parseMQTT(r *batch.Record) (event.Envelope, error) {
 	}, event.Origin{Source: "mqtt", Now: r.At, NewID: func() uuid.UUID { return uuid.MustParse(r.ID) }})
 }
 
-// completeIngestion adds to a dead letter what a replay reads again.
+// maxRefused is how much is kept of a message that is too large to be an event.
+const maxRefused = 64 << 10
+
+// completeIngestion adds to a dead letter what a replay reads again. Of a message that no replay could take, since it is
+// too large, only the beginning is kept: a sender must not fill the database with what is refused.
 func completeIngestion(r *batch.Record, l *deadletter.Entry) {
+	if len(l.Payload) > event.MaxBody {
+		l.Error = fmt.Sprintf("%s (%d bytes came, the first %d are kept)", l.Error, len(l.Payload), maxRefused)
+		l.Payload = l.Payload[:maxRefused]
+	}
 	l.Position = 0 // it is not in the log, whatever it says
 	l.Properties = make(map[string]string)
 	for _, name := range []string{event.MetaEventID, event.MetaEventTime, event.MetaCorrelationID, event.MetaTraceparent} {

@@ -214,6 +214,19 @@ func TestIngestionsDeadLetters(t *testing.T) {
 	}
 }
 
+// What is too large for an event fills the database with its beginning only, and the letter says how large it was.
+func TestIngestionKeepsTheBeginningOfWhatIsTooLarge(t *testing.T) {
+	t.Parallel()
+	for size, kept := range map[int]int{event.MaxBody: event.MaxBody, event.MaxBody + 1: 64 << 10, 4 << 20: 64 << 10} {
+		letters := &box{}
+		ingest(t, &log{}, letters, published("devices/d/events/sensor.reading", strings.Repeat("x", size)))
+		require.Len(t, letters.letters, 1)
+		l := letters.letters[0]
+		require.Len(t, l.Payload, kept)
+		require.Equal(t, kept < size, strings.Contains(l.Error, fmt.Sprintf("(%d bytes came, the first 65536 are kept)", size)), l.Error)
+	}
+}
+
 // Of a batch only those messages become dead letters which can't be stored; all others are stored once, in order,
 // whether the database says so, or a bug.
 func TestIngestionIsolates(t *testing.T) {

@@ -108,10 +108,23 @@ func granted(ctx context.Context, client *paho.Client, p *paho.ConnackProperties
 	if p.MaximumQoS != nil && *p.MaximumQoS < 1 {
 		found = append(found, a.fail("quality of service", "allow QoS 1", "the broker grants QoS 0 only: events are lost whenever a connection is"))
 	}
-	if p.MaximumPacketSize != nil {
-		found = append(found, a.ok("maximum packet", "%d bytes", *p.MaximumPacketSize))
-	}
+	found = append(found, largestPacket(p))
 	return append(found, sharedSubscription(ctx, client, p))
+}
+
+// largestPacket tells whether the broker takes what ingestion does not: it would acknowledge and discard that.
+func largestPacket(p *paho.ConnackProperties) Finding {
+	a := about("mqtt")
+	const check = "maximum packet"
+	advice := fmt.Sprintf("set it to at most %d (Mosquitto: max_packet_size; EMQX: mqtt.max_packet_size): what is larger than ingestion takes, the broker acknowledges and discards",
+		mqtt.BrokersMaxPacket)
+	switch {
+	case p.MaximumPacketSize == nil:
+		return a.warn(check, advice, "the broker takes packets of any size")
+	case *p.MaximumPacketSize > mqtt.BrokersMaxPacket:
+		return a.warn(check, advice, "%d bytes", *p.MaximumPacketSize)
+	}
+	return a.ok(check, "%d bytes", *p.MaximumPacketSize)
 }
 
 func sharedSubscription(ctx context.Context, client *paho.Client, p *paho.ConnackProperties) Finding {

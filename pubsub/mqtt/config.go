@@ -82,6 +82,14 @@ type Granted struct {
 // keepAlive is what the broker is told; the pinger asks for signs of life more often.
 const keepAlive = 30 * time.Second
 
+// Bounds on a packet, in bytes. The client holds several copies of one, so that its size must be bounded; what is larger
+// the broker discards, and nobody is told (MQTT 5.0 §3.1.2.11.4). That is why the broker's own bound, for what devices
+// publish, must stand below ours: it is the one that the device is told of.
+const (
+	maxPacket        = 4 << 20
+	BrokersMaxPacket = 2 << 20 // twice the largest event
+)
+
 func (c Config) withDefaults() (Config, *url.URL, error) {
 	u, err := url.Parse(c.URL)
 	if err != nil {

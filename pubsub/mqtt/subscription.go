@@ -88,6 +88,8 @@ func (s *subscription) start(ctx context.Context) error {
 		ConnectPacketBuilder: func(cp *paho.Connect, _ *url.URL) (*paho.Connect, error) {
 			window := uint16(s.cfg.Window)
 			cp.Properties.ReceiveMaximum = &window
+			largest := uint32(maxPacket)
+			cp.Properties.MaximumPacketSize = &largest
 			return cp, nil
 		},
 		DisconnectPacketBuilder: func() *paho.Disconnect { return nil }, // the link has said it
@@ -292,7 +294,11 @@ func (s *subscription) granted(l *link, ca *paho.Connack) {
 	s.log.Info("MQTT subscribed", "filters", strings.Join(g.Filters, " "), "session_present", g.SessionPresent,
 		"session_expiry", g.SessionExpiry, "receive_maximum", g.ReceiveMaximum, "window", s.cfg.Window,
 		"shared_subscriptions", g.SharedSubscriptions, "maximum_packet_size", g.MaximumPacketSize,
-		"server_keep_alive", g.ServerKeepAlive)
+		"server_keep_alive", g.ServerKeepAlive, "own_maximum_packet_size", maxPacket)
+	if g.MaximumPacketSize == 0 || g.MaximumPacketSize > BrokersMaxPacket {
+		s.log.Warn("MQTT broker takes packets from devices that it can't hand on: it acknowledges and discards what is larger than ingestion takes",
+			"broker_takes", g.MaximumPacketSize, "should_take_at_most", BrokersMaxPacket, "ingestion_takes", maxPacket)
+	}
 	if want := time.Duration(asked) * time.Second; g.SessionExpiry < want {
 		s.log.Warn("MQTT broker keeps the session for less time than asked: what arrives after that is lost while the platform is down",
 			"asked", want, "granted", g.SessionExpiry)
