@@ -102,7 +102,7 @@ func join(t *testing.T, addr, user, password string) (*paho.Client, <-chan *paho
 		func(r paho.PublishReceived) (bool, error) { seen <- r.Packet; return true, nil },
 	}})
 	_, err = client.Connect(t.Context(), &paho.Connect{
-		ClientID: unique("client"), CleanStart: true, KeepAlive: 60,
+		ClientID: user + "-" + unique("client"), CleanStart: true, KeepAlive: 60,
 		UsernameFlag: user != "", Username: user, PasswordFlag: user != "", Password: []byte(password),
 	})
 	return client, seen, err

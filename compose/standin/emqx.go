@@ -23,7 +23,7 @@ const (
 )
 
 // emqx stands in for EMQX with a Mosquitto that is told the same: sessions without a bound that outlast a restart, and
-// users and rules as EMQX's own files say them. `emqx ctl status` is how the health check asks for it.
+// users and rules as EMQX's own files say them, but for client IDs, which Mosquitto does not compare. `emqx ctl status` is how the health check asks for it.
 func emqx(ctx context.Context, args []string) error {
 	if starts(args, "ctl", "status") {
 		conn, err := (&net.Dialer{Timeout: askTimeout}).DialContext(ctx, "tcp", "127.0.0.1:1883")
@@ -58,7 +58,7 @@ log_dest stderr
 	if err := os.WriteFile(mosquittoACL, []byte(rules), 0o600); err != nil {
 		return fmt.Errorf("write rules: %w", err)
 	}
-	if os.Getenv("EMQX_AUTHENTICATION__1__ENABLE") == "true" {
+	if os.Getenv("EMQX_AUTHENTICATION__2__ENABLE") == "true" {
 		if err := mosquittoPasswords(ctx); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/url"
 	"time"
 
@@ -40,17 +41,17 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 		return []Finding{a.fail("connect", "start the MQTT broker, or correct MQTT_URL", "%s: %s", u.Host, reason(ctx, err))}
 	}
 	defer func() { _ = conn.Close() }() // nothing was published
-	client := paho.NewClient(paho.ClientConfig{Conn: conn, PacketTimeout: s.Timeout})
-	expiry := uint32(wantedExpiry / time.Second)
-	began := time.Now()
-	ack, err := client.Connect(ctx, &paho.Connect{
-		ClientID: "cornjacket-doctor-" + rand.Text()[:12], CleanStart: true, KeepAlive: 30,
-		Username: s.MQTTUsername, UsernameFlag: s.MQTTUsername != "",
-		Password: []byte(s.MQTTPassword), PasswordFlag: s.MQTTPassword != "",
-		Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry},
-	})
+	client := paho.NewClient(paho.ClientConfig{Conn: conn, PacketTimeout: s.Timeout, EnableManualAcknowledgment: true})
+	id, began := "cornjacket-doctor-"+rand.Text()[:12], time.Now()
+	ack, err := client.Connect(ctx, hello(id, s.MQTTUsername, s.MQTTPassword))
 	if err != nil {
 		return []Finding{a.fail("connect", "see MQTT_USERNAME, MQTT_PASSWORD, and the log of the broker", "%s: %s", u.Host, refusal(ctx, ack, err))}
+	}
+	if ack.SessionPresent {
+		// The ID is new, so the session is that of the user: ingestion's. It is left as it is, and nothing is acknowledged.
+		_ = client.Disconnect(&paho.Disconnect{})
+		return []Finding{a.fail("client ID", "let the platform choose its client IDs where it connects (Mosquitto: no use_username_as_clientid on that listener)",
+			"%s gives the user a client ID of its own: whoever connects as this user interrupts ingestion, as this check did", u.Host)}
 	}
 	defer func() {
 		none := uint32(0)
@@ -58,9 +59,56 @@ func checkMQTT(ctx context.Context, s config.Doctor) []Finding {
 	}()
 	found := []Finding{a.ok("connect", "%s, %s", u.Host, time.Since(began).Round(100*time.Microsecond))}
 	if s.EmbeddedMQTT || embedded(ctx, s) {
-		return append(found, a.ok("embedded broker", "ingestion takes from it what it acknowledges, without a session or a subscription"))
+		found = append(found, a.ok("embedded broker", "ingestion takes from it what it acknowledges, without a session or a subscription"))
+	} else {
+		found = append(found, granted(ctx, client, ack.Properties)...)
 	}
-	return append(found, granted(ctx, client, ack.Properties)...)
+	return append(found, takeover(ctx, s, client, id, func() (net.Conn, error) { return mqtt.Dial(ctx, u, trusted, s.Timeout) }))
+}
+
+// hello is a CONNECT that asks for what ingestion does. It does not begin a session anew: were it another's, that would
+// throw away what waits in it.
+func hello(id, user, password string) *paho.Connect {
+	expiry := uint32(wantedExpiry / time.Second)
+	return &paho.Connect{
+		ClientID: id, KeepAlive: 30,
+		Username: user, UsernameFlag: user != "", Password: []byte(password), PasswordFlag: password != "",
+		Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry},
+	}
+}
+
+// takeover tells whether a device, or whoever comes without a user, can take over the session of client.
+func takeover(ctx context.Context, s config.Doctor, client *paho.Client, id string, dial func() (net.Conn, error)) Finding {
+	a := about("mqtt")
+	const check = "sessions"
+	who, notTried := "a device", ""
+	if s.DeviceUsername == "" {
+		who, notTried = "everyone", "; with --device-username it is tried with a device"
+	}
+	conn, err := dial()
+	if err != nil {
+		return a.warn(check, "try again", "not tried: %s", reason(ctx, err))
+	}
+	defer func() { _ = conn.Close() }() // nothing was published
+	intruder := paho.NewClient(paho.ClientConfig{Conn: conn, PacketTimeout: s.Timeout, EnableManualAcknowledgment: true})
+	if _, err := intruder.Connect(ctx, hello(id, s.DeviceUsername, s.DevicePassword)); err != nil {
+		return a.ok(check, "%s can't connect under a client ID of the platform%s", who, notTried)
+	}
+	defer func() { _ = intruder.Disconnect(&paho.Disconnect{}) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // a client that is not connected any more would wait for the answer
+		select {
+		case <-client.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if _, err = client.Unsubscribe(ctx, &paho.Unsubscribe{Topics: []string{"cornjacket/doctor"}}); err == nil {
+		return a.ok(check, "%s gets another client ID than that of the platform%s", who, notTried)
+	}
+	return a.warn(check, "let the broker bind client IDs to users, see docs/mqtt.md",
+		"%s can connect under a client ID of the platform, and throw away what waits in its session", who)
 }
 
 // embedded reports whether the broker is inside ingestion, as `platform dev` has it; only ingestion knows.

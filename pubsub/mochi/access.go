@@ -15,8 +15,8 @@ import (
 )
 
 // Users are who may connect to a broker, and with which password. The name of a user that is no superuser is the ID of a
-// device, which may publish below devices/{name}/ and read devices/{name}/commands/ only: the rules of the brokers in
-// compose/. A nil *Users lets everyone do everything.
+// device, which may publish below devices/{name}/ and read devices/{name}/commands/ only, and connects under client IDs
+// that begin with its name: the rules of the brokers in compose/. A nil *Users lets everyone do everything.
 type Users struct {
 	byName map[string]account
 }
@@ -108,12 +108,41 @@ func (u *Users) allows(name, topic string, write bool) bool {
 	return strings.HasPrefix(topic, "devices/"+name+"/commands/")
 }
 
-// OnConnectAuthenticate lets a client in that gives a user's name and password, and has no last will that this user may
-// not publish: mochi asks nobody when it publishes one.
+// platformPrefix begins the client IDs of the platform itself, at any broker.
+const platformPrefix = "cornjacket-"
+
+// owns reports whether a user may connect under a client ID: a device under its name, or its name with a dash and more.
+// Who connects under the ID of another takes over its session, and what waits in it. An ID that begins with the longer
+// name of another user is that user's. The broker makes up an ID where there is none.
+func (u *Users) owns(name, clientID string) bool {
+	if u == nil || u.byName[name].superuser || clientID == "" {
+		return true
+	}
+	if clientID != name && !strings.HasPrefix(clientID, name+"-") || strings.HasPrefix(clientID, platformPrefix) {
+		return false
+	}
+	for end := len(name) + 1; end <= len(clientID); end++ {
+		if end < len(clientID) && clientID[end] != '-' {
+			continue
+		}
+		if _, other := u.byName[clientID[:end]]; other {
+			return false
+		}
+	}
+	return true
+}
+
+// OnConnectAuthenticate lets a client in that gives a user's name and password and a client ID that is this user's, and has
+// no last will that this user may not publish: mochi asks nobody when it publishes one.
 func (h *hook) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
 	users, name := h.b.cfg.Users, string(pk.Connect.Username)
 	if !users.knows(name, pk.Connect.Password) {
 		h.b.log.Warn("MQTT client refused: user or password is wrong", "client", pk.Connect.ClientIdentifier, "user", name)
+		return false
+	}
+	if !users.owns(name, pk.Connect.ClientIdentifier) {
+		h.b.log.Warn("MQTT client refused: its client ID must be its user's name, or begin with that and a dash",
+			"client", pk.Connect.ClientIdentifier, "user", name)
 		return false
 	}
 	if pk.Connect.WillFlag && !users.allows(name, pk.Connect.WillTopic, true) {

@@ -32,7 +32,7 @@ func connectAs(t *testing.T, b *mochi.Broker, user, password string, change ...f
 	t.Cleanup(func() { _ = nc.Close() })
 	connect := packets.NewControlPacket(packets.CONNECT)
 	p := connect.Content.(*packets.Connect)
-	p.ClientID, p.KeepAlive, p.CleanStart = "client-of-"+user, 60, true
+	p.ClientID, p.KeepAlive, p.CleanStart = user+"-client", 60, true
 	if user != "" {
 		p.UsernameFlag, p.Username = true, user
 		p.PasswordFlag, p.Password = true, []byte(password)
@@ -61,6 +61,44 @@ func TestOnlyUsersConnect(t *testing.T) {
 		_, code := connectAs(t, b, c.user, c.password)
 		require.Equal(t, c.code, code, "%s with %q", c.user, c.password)
 	}
+}
+
+// A client that connects under the ID of another takes over its session: who may is a matter of the user.
+func TestClientIDsAreTheUsers(t *testing.T) {
+	t.Parallel()
+	users, err := mochi.ReadUsers(strings.NewReader(usersFile + "device-1-2,three,false\ncornjacket,four,false\n"))
+	require.NoError(t, err)
+	b := listen(t, mochi.Config{Username: "platform", Password: "p", Users: users})
+	victim, code := connectAs(t, b, "device-1", "one", func(p *packets.Connect) { p.ClientID = "device-1" })
+	require.Zero(t, code)
+	for _, c := range []struct {
+		user, password, id string
+		ok                 bool
+	}{
+		{"device-2", "two", "device-1", false}, // of the victim
+		{"device-2", "two", "device-2", true},
+		{"device-2", "two", "device-2-a", true},
+		{"device-2", "two", "device-2a", false},
+		{"device-2", "two", "device-20", false},
+		{"device-2", "two", "", true}, // the broker makes one up
+		{"device-2", "two", "cornjacket-ingestion", false},
+		{"cornjacket", "four", "cornjacket-ingestion", false}, // the platform's, whatever a device is called
+		{"cornjacket", "four", "cornjacket", true},
+		{"device-1", "one", "device-1-2", false}, // a device of its own
+		{"device-1", "one", "device-1-2-a", false},
+		{"device-1", "one", "device-1-20", true},
+		{"device-1-2", "three", "device-1-2-a", true},
+		{"operator", "secret", "device-9", true},
+		{"platform", "p", "cornjacket-ingestion", true},
+	} {
+		_, code := connectAs(t, b, c.user, c.password, func(p *packets.Connect) { p.ClientID = c.id })
+		require.Equal(t, c.ok, code == 0, "%s as %q", c.user, c.id)
+	}
+	_, err = packets.NewControlPacket(packets.PINGREQ).WriteTo(victim)
+	require.NoError(t, err)
+	answer, err := packets.ReadPacket(victim)
+	require.NoError(t, err)
+	require.Equal(t, byte(packets.PINGRESP), answer.Type, "it is still connected")
 }
 
 func TestUsernameMayDoEverythingBesideUsers(t *testing.T) {

@@ -27,10 +27,22 @@ type broker struct {
 	port   int
 	binary string
 	extra  string // configuration lines
+	whole  string // the configuration, in place of the usual one
 	cmd    *exec.Cmd
 }
 
 func newBroker(t testing.TB, extra string) *broker {
+	t.Helper()
+	return startBroker(t, &broker{extra: extra})
+}
+
+// newBrokerWith starts a broker with a configuration that is not the usual one.
+func newBrokerWith(t testing.TB, whole string) *broker {
+	t.Helper()
+	return startBroker(t, &broker{whole: whole})
+}
+
+func startBroker(t testing.TB, b *broker) *broker {
 	t.Helper()
 	binary, err := exec.LookPath("mosquitto")
 	if err != nil {
@@ -44,7 +56,7 @@ func newBroker(t testing.TB, extra string) *broker {
 		}
 		t.Skip("mosquitto is not installed: apt-get install mosquitto")
 	}
-	b := &broker{t: t, dir: t.TempDir(), port: freePort(t), binary: binary, extra: extra}
+	b.t, b.dir, b.port, b.binary = t, t.TempDir(), freePort(t), binary
 	t.Cleanup(b.kill)
 	b.start()
 	return b
@@ -62,6 +74,9 @@ log_dest stderr
 user root
 %s
 `, b.port, b.dir, b.extra)
+	if b.whole != "" {
+		text = b.whole + "log_dest stderr\nuser root\n"
+	}
 	require.NoError(b.t, os.WriteFile(conf, []byte(text), 0o644))
 	// The log says when it has the port: whoever answers there could also be a stranger.
 	log, err := os.OpenFile(filepath.Join(b.dir, "log"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o644)
