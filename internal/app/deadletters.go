@@ -124,6 +124,36 @@ func (p *platform) pendingCheck(letters *deadletter.Store) health.Check {
 	}}
 }
 
+// letterQuota bounds what refused MQTT messages fill. The check that belongs to it measures in the background, and never
+// fails: a device that sends nonsense does not make ingestion unready.
+func (p *platform) letterQuota(pool *pgxpool.Pool) (*deadletter.Quota, health.Check) {
+	dropped := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "cornjacket_dead_letters_not_kept_total",
+		Help: "Refused MQTT messages that were not kept as dead letters, because those fill DLQ_MAX_BYTES and their source has its share of it.",
+	})
+	stored := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "cornjacket_dead_letters_bytes", Help: "What the dead letters of ingestion fill. Each instance tells the number of all.",
+	})
+	p.registry.MustRegister(dropped, stored)
+	quota := deadletter.NewQuota(deadletter.QuotaConfig{
+		DB: pool, Consumer: routers.Ingestion, MaxBytes: p.cfg.DLQMaxBytes, Dropped: func(n int) { dropped.Add(float64(n)) }, Log: p.log, Now: p.now,
+	})
+	var next time.Time
+	return quota, health.Check{Name: "dead_letters_quota", Every: time.Second, Timeout: 10 * time.Second, Probe: func(ctx context.Context) (health.Details, error) {
+		if started := time.Now(); started.After(next) {
+			_ = quota.Measure(ctx) // else the check of the database tells
+			next = started.Add(max(5*time.Second, 50*time.Since(started)))
+		}
+		u := quota.Usage()
+		stored.Set(float64(u.Bytes))
+		d := health.Details{"bytes": u.Bytes, "max_bytes": p.cfg.DLQMaxBytes, "not_kept": u.Dropped}
+		if !u.Oldest.IsZero() {
+			d["oldest_pending"] = u.Oldest.UTC().Format(time.RFC3339)
+		}
+		return d, nil
+	}}
+}
+
 // pendingLetters is one gauge for all services of the process.
 func (p *platform) pendingLetters() *prometheus.GaugeVec {
 	if p.pending == nil {

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/paho"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -69,6 +71,37 @@ func missed(t *testing.T, pool *pgxpool.Pool, aggregate string, n int) []string 
 	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
 	return ids
+}
+
+// A refused message that the quota has no room for is acknowledged, counted, and seen in health and metrics.
+func TestRefusedMessagesBeyondTheQuotaAreSeen(t *testing.T) {
+	t.Parallel()
+	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
+	mqttAddr := unused(t)
+	cfg.MQTTURL, cfg.DLQMaxBytes = "mqtt://"+mqttAddr, 1
+	p := start(t, cfg)
+	conn, err := net.Dial("tcp", mqttAddr)
+	require.NoError(t, err)
+	device := paho.NewClient(paho.ClientConfig{Conn: conn})
+	_, err = device.Connect(t.Context(), &paho.Connect{ClientID: "d", CleanStart: true, KeepAlive: 30})
+	require.NoError(t, err)
+	quota := func(c require.TestingT) map[string]any {
+		status, body := get(t, "http://"+p.addrs[routers.Ingestion]+"/health")
+		require.Equal(c, 200, status)
+		check, _ := body["checks"].(map[string]any)["dead_letters_quota"].(map[string]any)
+		return check
+	}
+	require.EventuallyWithT(t, func(c *assert.CollectT) { require.Contains(c, quota(c), "max_bytes") }, soon, every)
+	_, err = device.Publish(t.Context(), &paho.Publish{Topic: "devices/d/events/sensor.reading", QoS: 1, Payload: []byte("nonsense")})
+	require.NoError(t, err, "it is acknowledged")
+	require.EventuallyWithT(t, func(c *assert.CollectT) { require.EqualValues(c, 1, quota(c)["not_kept"]) }, soon, every)
+	require.NoError(t, device.Disconnect(&paho.Disconnect{}))
+	resp, err := client.Get("http://" + p.addrs[routers.Ingestion] + "/metrics")
+	require.NoError(t, err)
+	text, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Contains(t, string(text), "cornjacket_dead_letters_not_kept_total 1\n")
 }
 
 // Two instances on one database are clicked at the same time, each letter several times, while events of the same

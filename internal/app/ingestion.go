@@ -99,7 +99,8 @@ func buildIngestion(ctx context.Context, s *service) error {
 		return err
 	}
 	in := s.outbox.in
-	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: s.now}
+	quota, quotaCheck := s.letterQuota(pool)
+	watched := &watchedLetters{DeadLetterStore: quota, now: s.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
 		Stack: s.stack(), Subscriber: source, Store: in, Letters: watched, Added: s.wake.letters,
 		Now: s.now,
@@ -119,5 +120,5 @@ func buildIngestion(ctx context.Context, s *service) error {
 	}
 	return s.parts.start(ctx, routers.Ingestion, desk.replays, s.routing(router, nil), apiOn{s.port(routers.Ingestion), mount},
 		s.checks(routers.Ingestion, desk.check, postgresCheck(pool), source.check, routerCheck(router, source.oldest, s.cfg.HandlerTimeout, s.now),
-			s.outbox.flushes.check(func() bool { return in.Queued() > 0 }), watched.check(), s.outbox.check()))
+			s.outbox.flushes.check(func() bool { return in.Queued() > 0 }), watched.check(), quotaCheck, s.outbox.check()))
 }
