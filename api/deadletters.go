@@ -27,7 +27,7 @@ type LetterReader interface {
 	Count(ctx context.Context, f deadletter.Filter) (int64, error)
 }
 
-// LetterMender decides what becomes of one letter. Errors: those of [LetterReader], [*deadletter.NotPendingError], and
+// LetterMender decides what becomes of one letter; ctx says who asks for it ([deadletter.By]). Errors: those of [LetterReader], [*deadletter.NotPendingError], and
 // [*deadletter.RefusedError] when the consumer refuses the letter again.
 type LetterMender interface {
 	// Replay applies a letter and marks it as replayed, both or neither, and returns it as it is then.
@@ -153,12 +153,12 @@ func (s *letters) replay(ctx context.Context, in *replayLetter) (DeadLetter, err
 	if err != nil {
 		return DeadLetter{}, err
 	}
-	letter, err := s.Mender.Replay(ctx, in.ID, edit)
+	letter, err := s.Mender.Replay(deadletter.By(ctx, Caller(ctx)), in.ID, edit)
 	if err != nil {
 		return DeadLetter{}, letterProblem(err, in.ID)
 	}
 	s.log.InfoContext(ctx, "dead letter replayed", "dlq_id", in.ID, "consumer", letter.Consumer, "event_id", letter.EventID,
-		"edited", edit.Payload != nil || edit.Topic != "", "correlation_id", CorrelationID(ctx))
+		"edited", edit.Payload != nil || edit.Topic != "", "by", Caller(ctx), "correlation_id", CorrelationID(ctx))
 	return viewOf(&letter, true), nil
 }
 
@@ -172,12 +172,12 @@ func (s *letters) discard(ctx context.Context, in *discardLetter) (DeadLetter, e
 	if in.Body != nil {
 		reason = string(in.Body.Reason)
 	}
-	letter, err := s.Mender.Discard(ctx, in.ID, reason)
+	letter, err := s.Mender.Discard(deadletter.By(ctx, Caller(ctx)), in.ID, reason)
 	if err != nil {
 		return DeadLetter{}, letterProblem(err, in.ID)
 	}
 	s.log.InfoContext(ctx, "dead letter discarded", "dlq_id", in.ID, "consumer", letter.Consumer, "event_id", letter.EventID,
-		"reason", reason, "correlation_id", CorrelationID(ctx))
+		"reason", reason, "by", Caller(ctx), "correlation_id", CorrelationID(ctx))
 	return viewOf(&letter, true), nil
 }
 

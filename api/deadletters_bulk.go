@@ -56,6 +56,9 @@ func mountReplays(a *API, s *letters) {
 		Responses:   explain(map[int]string{200: "The bulk replay as it is now.", 404: noReplay}),
 	}, func(ctx context.Context, in *oneReplay) (BulkReplay, error) {
 		r, err := s.Replays.CancelReplay(ctx, in.ID)
+		if err == nil {
+			s.log.InfoContext(ctx, "bulk replay of dead letters cancelled", "replay_id", in.ID, "by", Caller(ctx), "correlation_id", CorrelationID(ctx))
+		}
 		return viewOfReplay(&r), notFound(err, "there is no bulk replay %s here", in.ID)
 	})
 }
@@ -95,11 +98,11 @@ func (s *letters) start(ctx context.Context, in *startReplay, timeout time.Durat
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	r, err := s.Replays.StartReplay(ctx, filter, body.Rate)
+	r, err := s.Replays.StartReplay(deadletter.By(ctx, Caller(ctx)), filter, body.Rate)
 	if err != nil {
 		return nil, err
 	}
-	s.log.InfoContext(ctx, "bulk replay of dead letters asked for", "replay_id", r.ID, "letters", r.Total, "correlation_id", CorrelationID(ctx))
+	s.log.InfoContext(ctx, "bulk replay of dead letters asked for", "replay_id", r.ID, "letters", r.Total, "by", Caller(ctx), "correlation_id", CorrelationID(ctx))
 	view := viewOfReplay(&r)
 	return &startedReplay{Status: http.StatusAccepted, Location: "/api/v1/dlq/replays/" + r.ID.String(), Body: &view}, nil
 }

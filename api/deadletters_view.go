@@ -92,6 +92,7 @@ type DeadLetter struct {
 	ReplayedAt      *time.Time   `json:"replayed_at,omitempty" doc:"When its consumer has applied it."`
 	DiscardedAt     *time.Time   `json:"discarded_at,omitempty" doc:"When it was discarded."`
 	Reason          string       `json:"reason,omitempty" doc:"Why it is not pending any more."`
+	DecidedBy       string       `json:"decided_by,omitempty" doc:"Who replayed or discarded it: the name of the token, absent where none is asked for."`
 	SourceTopic     string       `json:"source_topic" doc:"Where it was read: a topic of the bus, an MQTT topic, outbox."`
 	SourcePartition *int32       `json:"source_partition,omitempty"`
 	SourceOffset    *int64       `json:"source_offset,omitempty"`
@@ -116,7 +117,7 @@ type DeadLetter struct {
 func viewOf(l *deadletter.Letter, whole bool) DeadLetter {
 	v := DeadLetter{
 		ID: l.ID, Consumer: ConsumerName(l.Consumer), Status: l.Status, EventType: l.EventType, Error: l.Error, FailedAt: l.FailedAt.UTC(),
-		RetryCount: l.RetryCount, RetriedAt: utc(l.RetriedAt), ReplayedAt: utc(l.ReplayedAt), DiscardedAt: utc(l.DiscardedAt), Reason: l.Reason,
+		RetryCount: l.RetryCount, RetriedAt: utc(l.RetriedAt), ReplayedAt: utc(l.ReplayedAt), DiscardedAt: utc(l.DiscardedAt), Reason: l.Reason, DecidedBy: l.DecidedBy,
 		SourceTopic: l.Topic, SourcePartition: l.Partition, SourceOffset: l.Offset, Key: l.Key, CorrelationID: l.CorrelationID,
 		Position: l.Position, BusTopic: l.BusTopic, PublishedAt: utc(l.PublishedAt), Size: l.Size, Given: l.Properties,
 		EditedTopic: l.EditedTopic,
@@ -236,6 +237,7 @@ type BulkReplay struct {
 	Skipped    int64        `json:"skipped" minimum:"0" doc:"Not pending any more when their turn came."`
 	Remaining  int64        `json:"remaining" minimum:"0" doc:"Without a turn yet; those of a cancelled one are still pending."`
 	LastError  string       `json:"last_error,omitempty" doc:"Why the last one was refused."`
+	AskedBy    string       `json:"asked_by,omitempty" doc:"Who asked for it: the name of the token, absent where none is asked for."`
 	CreatedAt  time.Time    `json:"created_at"`
 	FinishedAt *time.Time   `json:"finished_at,omitempty"`
 }
@@ -250,7 +252,7 @@ func viewOfReplay(r *deadletter.Replay) BulkReplay {
 	f := &r.Filter
 	return BulkReplay{
 		ID: r.ID, Status: r.Status, Rate: r.Rate, Total: r.Total, Replayed: r.Replayed, Failed: r.Failed, Skipped: r.Skipped,
-		Remaining: r.Left(), LastError: r.LastError, CreatedAt: r.CreatedAt.UTC(), FinishedAt: utc(r.FinishedAt),
+		Remaining: r.Left(), LastError: r.LastError, AskedBy: r.AskedBy, CreatedAt: r.CreatedAt.UTC(), FinishedAt: utc(r.FinishedAt),
 		Filter: ReplayFilter{Status: deadletter.Pending, LetterFilter: LetterFilter{
 			Consumer: ConsumerName(f.Consumer), EventID: f.EventID, EventType: Text(f.EventType), Topic: Text(f.Topic), Error: Text(f.Error),
 			Span: Span{From: Moment{f.From}, To: Moment{f.To}},

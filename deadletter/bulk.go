@@ -40,8 +40,8 @@ func (s *Store) StartReplay(ctx context.Context, f Filter, rate float64) (Replay
 		if _, err := tx.Exec(ctx, `DELETE FROM dlq_replays WHERE service = $1 AND finished_at < now() - $2::interval`, s.service, keepReplays); err != nil {
 			return fault.Unavailable(err)
 		}
-		err := tx.QueryRow(ctx, `INSERT INTO dlq_replays (replay_id, service, filter, rate, total) VALUES (gen_random_uuid(), $1, $2, $3, 0)
-			RETURNING replay_id`, s.service, filter, rate).Scan((*[16]byte)(&id))
+		err := tx.QueryRow(ctx, `INSERT INTO dlq_replays (replay_id, service, filter, rate, total, asked_by)
+			VALUES (gen_random_uuid(), $1, $2, $3, 0, nullif($4, '')) RETURNING replay_id`, s.service, filter, rate, operator(ctx)).Scan((*[16]byte)(&id))
 		if err != nil {
 			return fault.Unavailable(err)
 		}
@@ -99,14 +99,14 @@ func storedFilterOf(f *Filter) storedFilter {
 }
 
 // replayColumns are those of a [Replay]. One whose next turn is long overdue is interrupted.
-const replayColumns = `replay_id, filter, rate, total, replayed, failed, skipped, coalesce(last_error, ''), created_at, finished_at,
+const replayColumns = `replay_id, filter, rate, total, replayed, failed, skipped, coalesce(last_error, ''), coalesce(asked_by, ''), created_at, finished_at,
 	CASE WHEN cancelled THEN 'cancelled' WHEN finished_at IS NOT NULL THEN 'done' WHEN replayed + failed + skipped = 0 THEN 'queued'
 		WHEN next_at < clock_timestamp() - interval '10 seconds' THEN 'interrupted' ELSE 'running' END`
 
 func scanReplay(row pgx.CollectableRow) (Replay, error) {
 	var r Replay
 	var f storedFilter
-	err := row.Scan((*[16]byte)(&r.ID), &f, &r.Rate, &r.Total, &r.Replayed, &r.Failed, &r.Skipped, &r.LastError, &r.CreatedAt, &r.FinishedAt, &r.Status)
+	err := row.Scan((*[16]byte)(&r.ID), &f, &r.Rate, &r.Total, &r.Replayed, &r.Failed, &r.Skipped, &r.LastError, &r.AskedBy, &r.CreatedAt, &r.FinishedAt, &r.Status)
 	r.Filter = Filter{
 		Status: Pending, Consumer: f.Consumer, EventID: f.EventID, EventType: f.EventType, Topic: f.Topic, Error: f.Error, From: f.From, To: f.To,
 	}
@@ -214,9 +214,10 @@ func (s *Store) turn(ctx context.Context) (t turn, err error) {
 	err = s.transaction(ctx, func(tx pgx.Tx) error {
 		t = turn{}
 		var turns int64
-		err := tx.QueryRow(ctx, `SELECT replay_id, replayed + failed + skipped FROM dlq_replays
+		var askedBy string
+		err := tx.QueryRow(ctx, `SELECT replay_id, replayed + failed + skipped, coalesce(asked_by, '') FROM dlq_replays
 			WHERE service = $1 AND finished_at IS NULL AND next_at <= clock_timestamp()
-			ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED`, s.service).Scan((*[16]byte)(&t.replay), &turns)
+			ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED`, s.service).Scan((*[16]byte)(&t.replay), &turns, &askedBy)
 		if errors.Is(err, pgx.ErrNoRows) {
 			t.wait, err = s.untilNext(ctx, tx)
 			return err
@@ -224,7 +225,7 @@ func (s *Store) turn(ctx context.Context) (t turn, err error) {
 		if err != nil {
 			return fault.Unavailable(err)
 		}
-		column, lastError, err := s.next(ctx, tx, t.replay, turns)
+		column, lastError, err := s.next(By(ctx, askedBy), tx, t.replay, turns)
 		if err != nil {
 			return err
 		}

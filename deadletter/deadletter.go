@@ -3,6 +3,7 @@
 package deadletter
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -27,6 +28,7 @@ type Letter struct {
 	ReplayedAt  *time.Time
 	DiscardedAt *time.Time
 	Reason      string // why it is not pending any more; may be empty
+	DecidedBy   string // who replayed or discarded it; empty if that is not known
 	EditedTopic string // in place of Topic at the replay; empty if it was not edited
 	EditedBytes []byte // in place of Payload at the replay; nil if it was not edited
 }
@@ -85,8 +87,22 @@ type Replay struct {
 	Failed     int64 // still pending, with a new error message
 	Skipped    int64 // no longer pending when their turn came
 	LastError  string
+	AskedBy    string // who began it; empty if that is not known
 	CreatedAt  time.Time
 	FinishedAt *time.Time
+}
+
+type operatorKey struct{}
+
+// By returns a context for what somebody does with dead letters, whose name is kept with them.
+func By(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, operatorKey{}, name)
+}
+
+// operator returns who does something.
+func operator(ctx context.Context) string {
+	name, _ := ctx.Value(operatorKey{}).(string)
+	return text(name)
 }
 
 // Left returns how many letters have not had their turn.

@@ -17,7 +17,7 @@ func letterColumns(payload string) string {
 	return `d.dlq_id, d.consumer, d.event_id, ` + payload + `, octet_length(d.event_payload), d.error_message, d.failed_at, d.retry_count,
 	d.status, d.source_topic, d.source_partition, d.source_offset, coalesce(d.message_key, ''), coalesce(d.correlation_id, ''),
 	d.bus_topic, coalesce(d.event_type, ''), coalesce(d.position, 0), d.properties, d.published_at, d.retried_at, d.replayed_at,
-	d.discarded_at, coalesce(d.reason, ''), coalesce(d.replay_topic, ''), d.replay_payload`
+	d.discarded_at, coalesce(d.reason, ''), coalesce(d.decided_by, ''), coalesce(d.replay_topic, ''), d.replay_payload`
 }
 
 func scanLetter(row pgx.CollectableRow) (Letter, error) {
@@ -26,7 +26,7 @@ func scanLetter(row pgx.CollectableRow) (Letter, error) {
 	err := row.Scan((*[16]byte)(&l.ID), &l.Consumer, &eventID, &l.Payload, &l.Size, &l.Error, &l.FailedAt, &l.RetryCount,
 		&l.Status, &l.Topic, &l.Partition, &l.Offset, &l.Key, &l.CorrelationID,
 		&l.BusTopic, &l.EventType, &l.Position, &l.Properties, &l.PublishedAt, &l.RetriedAt, &l.ReplayedAt,
-		&l.DiscardedAt, &l.Reason, &l.EditedTopic, &l.EditedBytes)
+		&l.DiscardedAt, &l.Reason, &l.DecidedBy, &l.EditedTopic, &l.EditedBytes)
 	l.EventID = eventID.Bytes
 	return l, err
 }

@@ -101,16 +101,16 @@ func messageOf(err error) string {
 
 func (s *Store) markReplayed(ctx context.Context, tx pgx.Tx, letter, edited *Letter, eventID uuid.UUID, note string) error {
 	err := tx.QueryRow(ctx, `UPDATE dlq SET status = 'replayed', replayed_at = now(), replay_payload = $2,
-			replay_topic = nullif($3, ''), event_id = coalesce(event_id, $4), reason = nullif($5, '')
+			replay_topic = nullif($3, ''), event_id = coalesce(event_id, $4), reason = nullif($5, ''), decided_by = nullif($6, '')
 		WHERE dlq_id = $1 RETURNING replayed_at`,
-		letter.ID, edited.EditedBytes, text(edited.EditedTopic), nullable(eventID), text(note)).Scan(&letter.ReplayedAt)
+		letter.ID, edited.EditedBytes, text(edited.EditedTopic), nullable(eventID), text(note), operator(ctx)).Scan(&letter.ReplayedAt)
 	if err != nil {
 		return fmt.Errorf("mark dead letter as replayed: %w", fault.Unavailable(err))
 	}
 	if letter.EventID == uuid.Nil {
 		letter.EventID = eventID
 	}
-	letter.Status, letter.Reason = Replayed, text(note)
+	letter.Status, letter.Reason, letter.DecidedBy = Replayed, text(note), operator(ctx)
 	letter.EditedBytes, letter.EditedTopic = edited.EditedBytes, edited.EditedTopic
 	return nil
 }
@@ -133,12 +133,12 @@ func (s *Store) Discard(ctx context.Context, id uuid.UUID, reason string) (Lette
 		if letter, err = s.pending(ctx, tx, id); err != nil {
 			return err
 		}
-		err = tx.QueryRow(ctx, `UPDATE dlq SET status = 'discarded', discarded_at = now(), reason = nullif($2, '')
-			WHERE dlq_id = $1 RETURNING discarded_at`, id, text(reason)).Scan(&letter.DiscardedAt)
+		err = tx.QueryRow(ctx, `UPDATE dlq SET status = 'discarded', discarded_at = now(), reason = nullif($2, ''), decided_by = nullif($3, '')
+			WHERE dlq_id = $1 RETURNING discarded_at`, id, text(reason), operator(ctx)).Scan(&letter.DiscardedAt)
 		if err != nil {
 			return fault.Unavailable(err)
 		}
-		letter.Status, letter.Reason = Discarded, text(reason)
+		letter.Status, letter.Reason, letter.DecidedBy = Discarded, text(reason), operator(ctx)
 		return nil
 	})
 	if err != nil {

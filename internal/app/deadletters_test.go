@@ -73,6 +73,38 @@ func missed(t *testing.T, pool *pgxpool.Pool, aggregate string, n int) []string 
 	return ids
 }
 
+// Who decided about a letter is kept with it, in a bulk replay too.
+func TestWhoDecidedIsKept(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	pool := pgtest.Pool(t, url)
+	migrate(t, url)
+	cfg := settings(t, url, bus(t).Addr())
+	cfg.APIAuth, cfg.APITokens = config.AuthOn, []config.APIToken{apiToken("ann", "operate"), apiToken("bob", "operate")}
+	p := start(t, cfg)
+	as := func(token, method, path string) map[string]any {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+p.addrs[routers.Eventhandler]+"/api/v1/dlq"+path, nil)
+		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		defer func() { _ = resp.Body.Close() }()
+		require.Less(t, resp.StatusCode, 300)
+		var answer map[string]any
+		require.NoError(t, json.NewDecoder(resp.Body).Decode(&answer))
+		return answer
+	}
+	ids := missed(t, pool, "d", 4)
+	require.NotContains(t, as("ann", "GET", "/"+ids[0]), "decided_by")
+	require.Equal(t, "ann", as("ann", "POST", "/"+ids[0]+"/replay")["decided_by"])
+	require.Equal(t, "bob", as("bob", "POST", "/"+ids[1]+"/discard")["decided_by"])
+	require.Equal(t, "bob", as("bob", "POST", "/replay")["asked_by"])
+	require.Eventually(t, func() bool {
+		return as("ann", "GET", "/"+ids[2])["decided_by"] == "bob" && as("ann", "GET", "/"+ids[3])["status"] == "replayed"
+	}, soon, every)
+	require.Equal(t, "ann", as("bob", "GET", "/"+ids[0])["decided_by"])
+}
+
 // A refused message that the quota has no room for is acknowledged, counted, and seen in health and metrics.
 func TestRefusedMessagesBeyondTheQuotaAreSeen(t *testing.T) {
 	t.Parallel()
