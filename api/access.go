@@ -72,6 +72,8 @@ type Token struct {
 type Guard struct {
 	// Tokens are those that are accepted.
 	Tokens []Token
+	// Reload, if set, returns them as they are now, in place of Tokens. It is called concurrently, with each request.
+	Reload func() []Token
 	// Denied is called with each request that was turned away, if set: "no token", "invalid token", "insufficient scope".
 	// It is called concurrently.
 	Denied func(reason string)
@@ -136,10 +138,14 @@ func bearer(h http.Header) (token string, given bool) {
 // with all that are known, and each in constant time.
 func (g *Guard) find(secret string) *Token {
 	hash := sha256.Sum256([]byte(secret))
+	known := g.Tokens
+	if g.Reload != nil {
+		known = g.Reload()
+	}
 	var found *Token
-	for i := range g.Tokens {
-		if subtle.ConstantTimeCompare(hash[:], g.Tokens[i].Hash[:]) == 1 {
-			found = &g.Tokens[i]
+	for i := range known {
+		if subtle.ConstantTimeCompare(hash[:], known[i].Hash[:]) == 1 {
+			found = &known[i]
 		}
 	}
 	return found

@@ -7,9 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -30,7 +28,7 @@ type access struct {
 // openAccess reads tokens and certificates, before anything listens.
 func (p *platform) openAccess() error {
 	a := access{cfg: p.cfg.Doors, log: p.log}
-	tokens, err := allTokens(a.cfg)
+	accepted, err := openTokens(a.cfg, p.log)
 	if err != nil {
 		return err
 	}
@@ -40,7 +38,7 @@ func (p *platform) openAccess() error {
 	}, []string{"reason"})
 	p.registry.MustRegister(denied)
 	a.deny = func(reason string) { denied.WithLabelValues(reason).Inc() }
-	a.guard = &api.Guard{Tokens: tokens, Denied: a.deny}
+	a.guard = &api.Guard{Reload: accepted.current, Denied: a.deny}
 	if a.cfg.TLSCertFile != "" {
 		if a.tls, err = tlsconf.Server(a.cfg.TLSCertFile, a.cfg.TLSKeyFile, p.log); err != nil {
 			return fmt.Errorf("TLS_CERT_FILE, TLS_KEY_FILE: %w", err)
@@ -50,40 +48,13 @@ func (p *platform) openAccess() error {
 	return nil
 }
 
-// allTokens returns the tokens of the settings and of their file.
-func allTokens(cfg config.Doors) ([]api.Token, error) {
-	list := cfg.APITokens
-	if cfg.APITokensFile != "" {
-		text, err := os.ReadFile(cfg.APITokensFile)
-		if err != nil {
-			return nil, fmt.Errorf("API_TOKENS_FILE: read tokens: %w", err)
-		}
-		more, err := config.ParseTokensFile(string(text))
-		if err == nil {
-			list = append(list[:len(list):len(list)], more...)
-			err = config.CheckTokens(list)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("API_TOKENS_FILE: %s: %w", cfg.APITokensFile, err)
-		}
-	}
-	tokens := make([]api.Token, len(list))
-	for i, t := range list {
-		tokens[i] = api.Token{Name: t.Name, Hash: t.Hash}
-		for _, scope := range t.Scopes {
-			tokens[i].Scopes = append(tokens[i].Scopes, api.Scope(scope))
-		}
-	}
-	return tokens, nil
-}
-
 // listen takes the port of a service, whose address the variable names, and reports whether its requests need tokens.
 func (a *access) listen(service, variable, addr string) (l net.Listener, guarded bool, err error) {
 	if l, err = net.Listen("tcp", addr); err != nil {
 		return nil, false, fmt.Errorf("%s: listen on %s: %w", service, addr, rootCause(err))
 	}
 	guarded = a.cfg.APIAuth == config.AuthOn || a.cfg.APIAuth != config.AuthOff && !loopback(l.Addr())
-	if guarded && len(a.guard.Tokens) == 0 {
+	if guarded && len(a.guard.Reload()) == 0 {
 		err := fmt.Errorf("API_TOKENS: is empty, and %s=%s is not loopback, where requests need a token; set API_TOKENS (platform token makes one), or API_AUTH=off to let everyone in",
 			variable, addr)
 		if a.cfg.APIAuth == config.AuthOn {
@@ -133,23 +104,4 @@ func (a *access) serve(server *http.Server, l net.Listener) error {
 		return nil
 	}
 	return err
-}
-
-// limitConns lets a server have at most so many connections, and closes at once what comes beyond: a client that finds
-// the door shut knows more than one that waits behind it. No limit if zero.
-func limitConns(server *http.Server, most int) {
-	if most <= 0 {
-		return
-	}
-	var open atomic.Int64
-	server.ConnState = func(conn net.Conn, state http.ConnState) {
-		switch state {
-		case http.StateNew: // nothing is read before this returns
-			if open.Add(1) > int64(most) {
-				_ = conn.Close() // nothing was said on it
-			}
-		case http.StateClosed, http.StateHijacked:
-			open.Add(-1)
-		}
-	}
 }

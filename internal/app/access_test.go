@@ -135,6 +135,29 @@ func TestPagesOfOtherSitesDoNotGetIn(t *testing.T) {
 	require.Equal(t, 421, ask("GET", query, "/health", "evil.example"), "a set list holds on every port")
 }
 
+func TestTokensAreReadAgain(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "tokens")
+	write := func(text string, age time.Duration) {
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		require.NoError(t, os.Chtimes(file, time.Now(), time.Now().Add(-age)))
+	}
+	write(apiToken("old", "read").String(), 3*time.Hour)
+	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
+	cfg.APIAuth, cfg.APITokensFile = config.AuthOn, file
+	p := start(t, cfg)
+	ask := func(token string) int {
+		return knock(t, client, "GET", "http://"+p.addrs[routers.Query]+"/api/v1/events", token)
+	}
+	require.Equal(t, []int{200, 401}, []int{ask("old"), ask("new")})
+	write(apiToken("new", "read").String(), 2*time.Hour)
+	require.Equal(t, []int{401, 200}, []int{ask("old"), ask("new")}, "revoked without a restart")
+	write("half of a li", time.Hour)
+	require.Equal(t, []int{401, 200}, []int{ask("old"), ask("new")}, "what can't be read changes nothing")
+	require.NoError(t, os.Remove(file))
+	require.Equal(t, 200, ask("new"))
+}
+
 func TestAPIAuthOnAndOff(t *testing.T) {
 	t.Parallel()
 	database, brokers := pgtest.URL(t), bus(t).Addr()
@@ -238,14 +261,15 @@ func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) {
 		t.Cleanup(func() { _ = conn.Close() })
 		return conn
 	}
-	ask := func(conn net.Conn) bool {
-		_, err := io.WriteString(conn, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+	asks := func(conn net.Conn, path string) bool {
+		_, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n")
 		if err != nil {
 			return false
 		}
 		_, err = conn.Read(make([]byte, 4096))
 		return err == nil
 	}
+	ask := func(conn net.Conn) bool { return asks(conn, "/api/v1/ledger") }
 	var open []net.Conn
 	require.Eventually(t, func() bool { // those of the start may not be closed yet
 		for len(open) < 3 {
@@ -258,6 +282,11 @@ func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) {
 		return true
 	}, soon, every)
 	require.False(t, ask(dial()), "one too many")
+	for range 3 * spareConns {
+		dial() // and says nothing
+		require.True(t, asks(dial(), "/health"), "a probe is answered all the same")
+	}
+	require.False(t, ask(dial()), "and nothing else")
 	for _, conn := range open {
 		require.True(t, ask(conn), "the others go on")
 	}

@@ -23,12 +23,12 @@ type Doors struct {
 	// APIAuth is one of [AuthAuto], [AuthOn] and [AuthOff].
 	APIAuth       string     `name:"api-auth" type:"oneof" enum:"auto,on,off" var:"API_AUTH" default:"auto" help:"Whether requests need a bearer token. auto: on addresses that are not loopback. on: on all. off: on none."`
 	APITokens     []APIToken `name:"api-tokens" type:"tokens" var:"API_TOKENS" placeholder:"NAME:SCOPE+...:SHA256,..." help:"Bearer tokens that are accepted, comma-separated; each a name, its scopes (ingest, read, operate) joined by '+', and the SHA-256 of the token in hexadecimal. platform token makes one."`
-	APITokensFile string     `name:"api-tokens-file" var:"API_TOKENS_FILE" placeholder:"FILE" help:"File with more of them, one a line; empty lines and those that begin with # are skipped."`
+	APITokensFile string     `name:"api-tokens-file" var:"API_TOKENS_FILE" placeholder:"FILE" help:"File with more of them, one a line; empty lines and those that begin with # are skipped. A file that changes is read again."`
 	// TLSCertFile and TLSKeyFile are both set or both empty.
 	TLSCertFile    string   `name:"tls-cert-file" var:"TLS_CERT_FILE" placeholder:"FILE" help:"Certificate of the HTTP ports with its chain, PEM; with it they speak HTTPS only. A file that changes is read again."`
 	TLSKeyFile     string   `name:"tls-key-file" var:"TLS_KEY_FILE" placeholder:"FILE" help:"Private key of the certificate, PEM."`
 	AllowedHosts   []string `type:"hosts" var:"ALLOWED_HOSTS" placeholder:"NAME,..." help:"Names that the Host header of a request may have, comma-separated; .example.org stands for all below it. IP addresses, localhost and the host of the port's own address always may. Checked on loopback where no token is asked for, and on every port if it is set."`
-	MaxConnections int      `type:"positive" unit:"connections" var:"MAX_CONNECTIONS" default:"4096" help:"Most connections of one HTTP port; more are closed at once."`
+	MaxConnections int      `type:"positive" unit:"connections" var:"MAX_CONNECTIONS" default:"4096" help:"Most connections of one HTTP port; more are closed at once, but for probes of health."`
 }
 
 // Token are the settings of `platform token`.
