@@ -39,7 +39,7 @@ func (b *embeddedBroker) Start(context.Context) error {
 		return err
 	}
 	broker, err := mochi.Listen(mochi.Config{
-		Addr: addr, Username: b.cfg.MQTTUsername, Password: b.cfg.MQTTPassword, Users: users, Batch: b.cfg.BatchSize, Log: b.log,
+		Addr: addr, Username: b.cfg.MQTTUsername, Password: b.cfg.MQTTPassword, Users: users, Batch: b.cfg.BatchSize, MaxClients: b.cfg.MaxConnections, Log: b.log,
 	})
 	if err != nil {
 		return fmt.Errorf("embedded MQTT broker: %w", err)

@@ -137,16 +137,16 @@ func (u *Users) owns(name, clientID string) bool {
 func (h *hook) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
 	users, name := h.b.cfg.Users, string(pk.Connect.Username)
 	if !users.knows(name, pk.Connect.Password) {
-		h.b.log.Warn("MQTT client refused: user or password is wrong", "client", pk.Connect.ClientIdentifier, "user", name)
+		h.b.sample.warn(h.b.log, "MQTT client refused: user or password is wrong", "client", pk.Connect.ClientIdentifier, "user", name)
 		return false
 	}
 	if !users.owns(name, pk.Connect.ClientIdentifier) {
-		h.b.log.Warn("MQTT client refused: its client ID must be its user's name, or begin with that and a dash",
+		h.b.sample.warn(h.b.log, "MQTT client refused: its client ID must be its user's name, or begin with that and a dash",
 			"client", pk.Connect.ClientIdentifier, "user", name)
 		return false
 	}
 	if pk.Connect.WillFlag && !users.allows(name, pk.Connect.WillTopic, true) {
-		h.b.log.Warn("MQTT client refused: it may not publish its last will", "client", pk.Connect.ClientIdentifier, "user", name,
+		h.b.sample.warn(h.b.log, "MQTT client refused: it may not publish its last will", "client", pk.Connect.ClientIdentifier, "user", name,
 			"topic", pk.Connect.WillTopic)
 		return false
 	}
@@ -159,7 +159,7 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 	name := string(cl.Properties.Username)
 	ok := h.b.cfg.Users.allows(name, topic, write)
 	if !ok && write {
-		h.b.log.Warn("MQTT publish refused", "client", cl.ID, "user", name, "topic", topic)
+		h.b.sample.warn(h.b.log, "MQTT publish refused", "client", cl.ID, "user", name, "topic", topic)
 	}
 	return ok
 }

@@ -219,3 +219,25 @@ func TestReadUsersRefuses(t *testing.T) {
 		require.ErrorContains(t, err, problem, "%q", text)
 	}
 }
+
+// Sessions end a day after their clients, and there are no more clients than may be.
+func TestClientsAndSessionsAreBounded(t *testing.T) {
+	t.Parallel()
+	b := listen(t, mochi.Config{MaxClients: 2})
+	nc, err := net.Dial("tcp", b.Addr())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = nc.Close() })
+	connect := packets.NewControlPacket(packets.CONNECT)
+	p := connect.Content.(*packets.Connect)
+	forever := uint32(1<<32 - 1)
+	p.ClientID, p.KeepAlive, p.Properties.SessionExpiryInterval = "a", 60, &forever
+	_, err = connect.WriteTo(nc)
+	require.NoError(t, err)
+	answer, err := packets.ReadPacket(nc)
+	require.NoError(t, err)
+	require.EqualValues(t, 24*60*60, *answer.Content.(*packets.Connack).Properties.SessionExpiryInterval)
+	_, code := connectAs(t, b, "b", "x")
+	require.Zero(t, code)
+	_, code = connectAs(t, b, "c", "x")
+	require.NotZero(t, code)
+}

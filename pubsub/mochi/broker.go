@@ -55,6 +55,8 @@ type Config struct {
 	Handoff time.Duration
 	// Batch is the most publishes that are handed out together; 1000 if zero.
 	Batch int
+	// MaxClients is the most clients that are connected at once; no limit if zero.
+	MaxClients int
 	// Log takes what is worth a person's attention; the broker's own chatter is at debug level. Nil means slog.Default.
 	Log *slog.Logger
 }
@@ -75,6 +77,9 @@ type Broker struct {
 	ln     *listener
 	server *mqtt.Server
 	passer *mqtt.Client // through which events go to the broker's own subscribers
+
+	retained retained
+	sample   sample
 
 	mu       sync.Mutex
 	sub      *subscription          // nil while nobody subscribes
@@ -112,10 +117,16 @@ func Listen(cfg Config) (*Broker, error) {
 		sessions: make(map[string]*session),
 		clients:  make(map[*mqtt.Client]*pipe),
 		done:     make(chan struct{}),
+		retained: retained{sizes: make(map[string]int)},
+		sample:   sample{said: make(map[string]time.Time), left: make(map[string]int)},
 	}
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumPacketSize = cfg.MaxPacket
 	caps.ReceiveMaximum = maxPipelined
+	caps.MaximumSessionExpiryInterval = maxSessionExpiry
+	if cfg.MaxClients > 0 {
+		caps.MaximumClients = int64(cfg.MaxClients)
+	}
 	caps.Compatibilities.NoInheritedPropertiesOnAck = true // else a PUBACK repeats the properties of the PUBLISH
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities:           caps,

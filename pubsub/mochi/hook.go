@@ -22,7 +22,7 @@ func (h *hook) ID() string { return "events" }
 func (h *hook) Provides(method byte) bool {
 	return bytes.IndexByte([]byte{
 		mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnPacketEncode, mqtt.OnSubscribe,
-		mqtt.OnPublish, mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnClientExpired,
+		mqtt.OnPublish, mqtt.OnRetainedExpired, mqtt.OnWill, mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnClientExpired,
 	}, method) >= 0
 }
 
@@ -59,6 +59,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 		pk.Origin = pk.Connect.ClientIdentifier
 		return pk, nil
 	}
+	h.retain(cl, &pk)
 	d := settledDelivery(true)
 	if isEvent(pk.TopicName) {
 		d = h.b.take(cl, pk)
