@@ -134,7 +134,7 @@ func ingestionServer(t testing.TB, m *memory) string {
 	t.Helper()
 	return serve(t, NewIngestion(IngestionConfig{
 		Ingester: m, Now: func() time.Time { return now }, NewID: func() uuid.UUID { return uuid.Must(uuid.NewV7()) },
-		Log: quiet(), Version: "test",
+		Log: quiet(), Version: "test", Clock: event.Clock{MaxAhead: 10 * time.Minute, Min: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)},
 	}))
 }
 

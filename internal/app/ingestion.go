@@ -99,10 +99,12 @@ func buildIngestion(ctx context.Context, s *service) error {
 		return err
 	}
 	in := s.outbox.in
+	odd := newOddities(s.registry)
+	source.check = odd.tell(source.check)
 	watched := &watchedLetters{DeadLetterStore: deadletter.Writer{DB: pool}, now: s.now}
 	router, err := routers.NewIngestion(routers.IngestionConfig{
 		Stack: s.stack(), Subscriber: source, Store: in, Letters: watched, Added: s.wake.letters,
-		Now: s.now,
+		Now: s.now, Clock: s.clock(), Odd: odd.add,
 	})
 	if err != nil {
 		return err
@@ -113,7 +115,7 @@ func buildIngestion(ctx context.Context, s *service) error {
 	}
 	mount := func(mux *http.ServeMux) {
 		a := api.MountIngestion(mux, api.IngestionConfig{
-			Ingester: in, Now: s.now, NewID: newID, Log: s.log, Version: Version,
+			Ingester: in, Now: s.now, NewID: newID, Log: s.log, Version: Version, Clock: s.clock(),
 		})
 		api.MountDeadLetters(a, desk.config())
 	}
