@@ -34,12 +34,14 @@ type IngestionConfig struct {
 const (
 	oddAhead = "clock_" + event.ClockAhead
 	oddUnset = "clock_" + event.ClockUnset
+	oddClear = "retained_cleared"
 )
 
 // Oddities returns the kinds of messages that are odd, and neither refused nor an error.
-func Oddities() []string { return []string{oddAhead, oddUnset} }
+func Oddities() []string { return []string{oddAhead, oddUnset, oddClear} }
 
-// NewIngestion returns the router that validates what devices publish and stores it. The ID of a record, a UUID, becomes
+// NewIngestion returns the router that validates what devices publish and stores it; a message by which a device clears
+// what the broker retains is no event. The ID of a record, a UUID, becomes
 // that of an event whose sender gave none, and the time at which it came its time: what is handed out again is the same
 // event.
 func NewIngestion(cfg IngestionConfig) (*Router, error) {
@@ -51,7 +53,12 @@ func NewIngestion(cfg IngestionConfig) (*Router, error) {
 		records := b.Records()
 		events := make([]event.Envelope, 0, len(records))
 		var broken []deadletter.Entry
+		cleared := 0
 		for i := range records {
+			if len(records[i].Value) == 0 && records[i].Header(event.MetaRetain) != "" {
+				cleared++
+				continue
+			}
 			e, err := parseMQTT(&records[i], cfg.Clock)
 			if err != nil {
 				broken = append(broken, refused.entry(&records[i], 1, err.Error()))
@@ -64,6 +71,9 @@ func NewIngestion(cfg IngestionConfig) (*Router, error) {
 		}
 		if err := cfg.Store.Store(ctx, events); err != nil {
 			return err
+		}
+		for range cleared {
+			cfg.Odd(oddClear)
 		}
 		for i := range events {
 			if clock := events[i].Metadata.Clock; clock != "" {

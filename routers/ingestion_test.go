@@ -195,6 +195,24 @@ func TestIngestionCountsClocksThatAreNotBelieved(t *testing.T) {
 	require.NotEqual(t, came, kept.events[1].Time)
 }
 
+// Clearing a retained message is no event; an empty body without the flag is a mistake.
+func TestIngestionPassesOverWhatClearsARetainedMessage(t *testing.T) {
+	t.Parallel()
+	kept, letters, f := &log{}, &box{}, newFeed()
+	odd := map[string]int{}
+	r, err := routers.NewIngestion(routers.IngestionConfig{
+		Stack: stack(), Subscriber: f, Store: kept, Letters: letters, Now: func() time.Time { return came }, Odd: func(kind string) { odd[kind]++ },
+	})
+	require.NoError(t, err)
+	const topic = "devices/d/events/sensor.reading"
+	flag := batch.Header{Key: event.MetaRetain, Value: "true"}
+	through(t, f, r, published(topic, "", flag), published(topic, ""), published(topic, `{"value":1}`, flag), published(topic, "", flag))
+	require.Equal(t, []string{`{"value":1}`}, payloads(kept.events))
+	require.Len(t, letters.letters, 1)
+	require.Contains(t, letters.letters[0].Error, "payload")
+	require.Equal(t, map[string]int{"retained_cleared": 2}, odd)
+}
+
 func TestIngestionsDeadLetters(t *testing.T) {
 	t.Parallel()
 	given := uuid.New()

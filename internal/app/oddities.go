@@ -29,7 +29,7 @@ func newOddities(registry prometheus.Registerer) *oddities {
 	o := &oddities{
 		counter: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cornjacket_mqtt_oddities_total",
-			Help: "MQTT messages that are odd, by kind; clock_ahead and clock_unset: the event has the time at which it came, since the device's clock is not believed.",
+			Help: "MQTT messages that are odd, by kind; clock_ahead and clock_unset: the event has the time at which it came, since the device's clock is not believed; retained_cleared: no event, but an empty body by which a retained message is cleared.",
 		}, []string{"kind"}),
 		counts: make(map[string]int),
 	}
