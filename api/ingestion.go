@@ -34,6 +34,7 @@ type IngestionConfig struct {
 	NewID    func() uuid.UUID // IDs of events whose sender gave none, version 7; the version 7 of package uuid if nil
 	Log      *slog.Logger     // slog.Default() if nil
 	Version  string           // of the platform, for the document
+	Clock    event.Clock      // the times of events that are believed; others are answered with 422
 
 	// MaxInFlightBytes bounds the memory of all request bodies together; what goes beyond is answered with 429. Zero,
 	// like all that is less, means [MinInFlightBytes], 64 MiB. Events made from a body take about as much again.
@@ -159,6 +160,7 @@ func (s *ingestion) origin(r *http.Request) event.Origin {
 		Source:        "http",
 		Now:           s.cfg.Now(),
 		NewID:         s.cfg.NewID,
+		Clock:         s.cfg.Clock,
 		CorrelationID: CorrelationID(r.Context()),
 		Traceparent:   r.Header.Get(traceparentHeader),
 	}

@@ -129,11 +129,13 @@ func TestPostEventRefuses(t *testing.T) {
 		"payload over 256 KiB":     {with("payload", `{"a":"`+strings.Repeat("x", 300<<10)+`"}`), 413, "payload"},
 		"body over 1 MiB":          {with("payload", `{"a":"`+strings.Repeat("x", 5<<20)+`"}`), 413, "body"},
 		"event_time of the future": {with("event_time", `"+292278994-08-17T07:12:55.807Z"`), 422, "event_time"},
+		"event_time ahead":         {with("event_time", `"2099-01-01T00:00:00Z"`), 422, "event_time"},
+		"event_time unset":         {with("event_time", `"1970-01-01T00:00:03Z"`), 422, "event_time"},
 		"event_time a number":      {with("event_time", "1770458400"), 400, "event_time"},
 		"event_id no UUID":         {with("event_id", `"7"`), 422, "event_id"},
 		"schema: wrong type": {`{"event_type":"sensor.reading","aggregate_id":"d","payload":{"value":"hot","unit":"c"}}`,
 			422, "payload.value"},
-		"schema: missing field": {`{"event_type":"sensor.reading","aggregate_id":"d","payload":{"value":1}}`, 422, "payload.unit"},
+		"schema: missing field": {`{"event_type":"sensor.reading","aggregate_id":"d","payload":{"unit":"c"}}`, 422, "payload"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

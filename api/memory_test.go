@@ -103,9 +103,17 @@ func (m *memory) Events(ctx context.Context, f store.EventFilter) ([]event.Envel
 		return nil, err
 	}
 	var found []event.Envelope
-	for _, e := range slices.Backward(m.stored()) {
+	list := m.stored()
+	if f.ByTime() {
+		slices.SortStableFunc(list, func(a, b event.Envelope) int { return a.Time.Compare(b.Time) })
+	}
+	for _, e := range slices.Backward(list) {
+		later := e.Metadata.Position >= f.Before
+		if order := e.Time.Compare(f.BeforeTime); f.ByTime() && order != 0 {
+			later = order > 0
+		}
 		switch {
-		case f.Before > 0 && e.Metadata.Position >= f.Before,
+		case f.Before > 0 && later,
 			f.AggregateID != "" && e.AggregateID != f.AggregateID,
 			f.EventType != "" && e.Type != f.EventType,
 			!f.From.IsZero() && e.Time.Before(f.From),
@@ -134,7 +142,7 @@ func ingestionServer(t testing.TB, m *memory) string {
 	t.Helper()
 	return serve(t, NewIngestion(IngestionConfig{
 		Ingester: m, Now: func() time.Time { return now }, NewID: func() uuid.UUID { return uuid.Must(uuid.NewV7()) },
-		Log: quiet(), Version: "test",
+		Log: quiet(), Version: "test", Clock: event.Clock{MaxAhead: 10 * time.Minute, Min: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)},
 	}))
 }
 

@@ -77,7 +77,7 @@ func MountQuery(mux *http.ServeMux, cfg QueryConfig) *API {
 	}, s.event)
 	register(a, huma.Operation{
 		OperationID: "list-events", Method: http.MethodGet, Path: "/api/v1/events", Tags: []string{"events"},
-		Summary: "Events of the log", Description: "Newest position first. Filters are joined by and.",
+		Summary: "Events of the log", Description: "Newest position first; by event_time, the newest first, if nothing but from and to is given. Filters are joined by and.",
 		Responses: explain(map[int]string{200: "One page."}),
 	}, s.events)
 	return a
@@ -127,11 +127,32 @@ type someEvents struct {
 func (s reads) events(ctx context.Context, in *someEvents) (page Page[event.Envelope], err error) {
 	f := store.EventFilter{AggregateID: string(in.AggregateID), EventType: string(in.EventType), From: in.From.at, To: in.To.at, Limit: in.Limit + 1}
 	list := newListing("events", f.AggregateID, f.EventType, f.From.Format(time.RFC3339Nano), f.To.Format(time.RFC3339Nano))
-	if err := list.after(in.Cursor, &f.Before); err != nil {
+	key := func(e *event.Envelope) any { return e.Metadata.Position }
+	after := func() error { return list.after(in.Cursor, &f.Before) }
+	if f.ByTime() {
+		list = newListing("events by time", f.From.Format(time.RFC3339Nano), f.To.Format(time.RFC3339Nano))
+		key = func(e *event.Envelope) any { return timePlace{e.Time, e.Metadata.Position} }
+		after = func() error {
+			if in.Cursor == "" {
+				return nil
+			}
+			var place timePlace
+			err := list.after(in.Cursor, &place)
+			f.BeforeTime, f.Before = place.Time, place.Position
+			return err
+		}
+	}
+	if err := after(); err != nil {
 		return page, err
 	}
 	items, err := s.Events(ctx, f)
-	return pageOf(items, in.Limit, func(last *event.Envelope) string { return list.cursor(last.Metadata.Position) }), err
+	return pageOf(items, in.Limit, func(last *event.Envelope) string { return list.cursor(key(last)) }), err
+}
+
+// timePlace is the place of an event among those of a time.
+type timePlace struct {
+	Time     time.Time `json:"time"`
+	Position int64     `json:"position"`
 }
 
 // notFound names what was not found; other errors stay as they are.

@@ -67,10 +67,10 @@ func mistakes() []mistake {
 		{"event_type", []string{"", `""`, `null`, `5`, `"sensor"`, `"Sensor.Reading"`, `"sensor reading.x"`, `"sensor.` + longID + `"`, `"sensor.\u0000"`}},
 		{"aggregate_id", []string{"", `""`, `null`, `5`, `"a/b"`, `"a+b"`, `"a#"`, `"a\n"`, `"a\u0000b"`, `"\ud800"`, `"` + longID + `"`}},
 		{"payload", []string{
-			"", `null`, `5`, `"x"`, `[]`, `{}`, `{"value":1}`, `{"unit":"celsius"}`, `{"value":"hot","unit":"celsius"}`, `{"value":null,"unit":"celsius"}`,
+			"", `null`, `5`, `"x"`, `[]`, `{}`, `{"unit":"celsius"}`, `{"value":"hot","unit":"celsius"}`, `{"value":null,"unit":"celsius"}`,
 			`{"value":NaN,"unit":"celsius"}`, `{"value":Infinity,"unit":"celsius"}`, `{"value":01,"unit":"celsius"}`, `{"value":1e200000,"unit":"celsius"}`,
 			`{"value":` + strings.Repeat("9", 5000) + `,"unit":"celsius"}`, `{"value":1,"unit":"\u0000"}`, `{"value":1,"unit":"\ud800"}`,
-			`{"value":1,"unit":"\udc00\ud800"}`, `{"value":1,"unit":"c","a\u0000":1}`, `{"value":1,"unit":"c","note":"not a number"}`, "{\"value\":1,\"unit\":\"\x01\"}",
+			`{"value":1,"unit":"\udc00\ud800"}`, `{"value":1,"unit":"c","a\u0000":1}`, `{"unit":"c","note":"not a number"}`, "{\"value\":1,\"unit\":\"\x01\"}",
 		}},
 		{"event_time", []string{
 			`""`, `5`, `"now"`, `"2026-02-07"`, `"2026-02-07 10:00:00"`, `"2026-02-30T10:00:00Z"`, `"2026-02-07T10:00:00"`, `"+292278994-08-17T07:12:55.807Z"`,

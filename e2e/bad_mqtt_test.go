@@ -43,7 +43,7 @@ func badMessages() []badMessage {
 		list = append(list, badMessage{name, "devices/" + id + "/events/" + kind, body, props, topic})
 	}
 	for name, body := range map[string]string{
-		"not JSON": "temperature=21", "empty": "", "null": "null", "array": "[1]", "NaN": `{"value":NaN,"unit":"c"}`, "no unit": `{"value":1}`,
+		"not JSON": "temperature=21", "empty": "", "null": "null", "array": "[1]", "NaN": `{"value":NaN,"unit":"c"}`, "no number": `{"unit":"c"}`,
 		"value is text": `{"value":"hot","unit":"c"}`, "NUL": `{"value":1,"unit":"\u0000"}`, "raw NUL": "{\"value\":1,\"unit\":\"\x00\"}",
 		"lone surrogate": `{"value":1,"unit":"\ud800"}`, "invalid UTF-8": "{\"value\":1,\"unit\":\"\xff\"}", "binary": "\x00\x01\xfe\xff", "deep": deep,
 		"trailing garbage": `{"value":1,"unit":"c"} garbage`, "two objects": `{"value":1,"unit":"c"}{"value":1,"unit":"c"}`,

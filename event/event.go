@@ -44,6 +44,8 @@ type Metadata struct {
 	CorrelationID string `json:"correlation_id" doc:"Of the request or message that brought it."`
 	Traceparent   string `json:"traceparent,omitempty" doc:"W3C Trace Context."`
 	SchemaVersion int    `json:"schema_version" minimum:"1" doc:"Of the envelope."`
+	DeviceTime    string `json:"device_time,omitempty" doc:"The time that the device gave, as it gave it, if its clock is not believed; event_time is then when the event came."`
+	Clock         string `json:"clock,omitempty" doc:"What is wrong with the device's clock: ahead (EVENT_TIME_MAX_AHEAD), unset (EVENT_TIME_MIN)."`
 	// Position orders all events of the log; it only grows. Zero until the relay has sequenced the event.
 	Position int64 `json:"position,omitzero" minimum:"1" doc:"Its place in the log; only grows."`
 }
@@ -128,5 +130,11 @@ func (m *Metadata) check() error {
 	if err := checkHeader("metadata.correlation_id", m.CorrelationID); err != nil {
 		return err
 	}
-	return checkHeader("metadata.traceparent", m.Traceparent)
+	if err := checkHeader("metadata.traceparent", m.Traceparent); err != nil {
+		return err
+	}
+	if err := checkHeader("metadata.device_time", m.DeviceTime); err != nil {
+		return err
+	}
+	return checkHeader("metadata.clock", m.Clock)
 }

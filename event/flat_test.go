@@ -15,6 +15,7 @@ var flatSchemas = []string{
 	`{"type":"object","required":["a","b"],"properties":{"a":{"type":"number"},"c":{}}}`,
 	`{"type":"object","properties":{"a":{"type":"boolean"},"b":{"type":"null"},"c":{"type":"object"},"d":{"type":"array"}}}`,
 	`{"type":"object","required":["x"],"additionalProperties":{"type":"string","title":"t"}}`,
+	`{"type":"object","required":["x"],"x-holds-number":true}`,
 }
 
 func compile(t testing.TB, name, schema string) payloadSchema {
@@ -61,7 +62,7 @@ func FuzzFlatSchema(f *testing.F) {
 	for _, s := range []string{
 		`{}`, `{"value":1,"unit":"C"}`, `{"value":1,"unit":"C","a":2}`, `{"value":"1","unit":"C"}`, `{"a":1,"b":2}`, `{"a":true,"b":null,"c":{},"d":[]}`,
 		`{"a":false,"b":null,"c":{"a":[1,{}]},"d":[{}]}`, `{"x":"y","z":"w"}`, `{"x":1}`, `{"user_id":"u","ip":"i"}`, `{"online":true}`, `{"level":"l","message":"m","a":null}`,
-		`{"\u0061":1,"b":1e5}`, `{"":""}`, `{"a":"1"}`,
+		`{"\u0061":1,"b":1e5}`, `{"":""}`, `{"x":[[],{"a":[true,1,2]}],"y":[3]}`, `{"x":{"1":{}},"y":"1"}`, `{"a":"1"}`,
 	} {
 		f.Add([]byte(s))
 	}

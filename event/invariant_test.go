@@ -145,5 +145,6 @@ func unchanged(t *testing.T, data []byte) func() {
 }
 
 func fuzzOrigin() event.Origin {
-	return event.Origin{Source: "http", Now: time.Unix(1770000000, 0), NewID: func() uuid.UUID { return generatedID }}
+	return event.Origin{Source: "http", Now: time.Unix(1770000000, 0), NewID: func() uuid.UUID { return generatedID },
+		Clock: event.Clock{MaxAhead: time.Hour, Min: time.Unix(0, 0)}}
 }

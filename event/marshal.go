@@ -66,6 +66,16 @@ func (m *Metadata) append(b []byte) ([]byte, error) {
 		}
 	}
 	b = strconv.AppendInt(append(b, `,"schema_version":`...), int64(m.SchemaVersion), 10)
+	if m.DeviceTime != "" {
+		if b, err = jsontext.AppendQuote(append(b, `,"device_time":`...), m.DeviceTime); err != nil {
+			return nil, err
+		}
+	}
+	if m.Clock != "" {
+		if b, err = jsontext.AppendQuote(append(b, `,"clock":`...), m.Clock); err != nil {
+			return nil, err
+		}
+	}
 	if m.Position != 0 {
 		b = strconv.AppendInt(append(b, `,"position":`...), m.Position, 10)
 	}

@@ -21,7 +21,7 @@ func TestMarshalIsTheLibrarys(t *testing.T) {
 		ID: id, Type: "sensor.reading", AggregateID: "device-001", Time: at, IngestedAt: at.Add(time.Second),
 		Payload: jsontext.Value(`{"value":72.5}`),
 		Metadata: event.Metadata{Source: "http", CorrelationID: "c", SchemaVersion: 1, Position: 42,
-			Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+			Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", DeviceTime: "2099-01-01T00:00:00Z", Clock: event.ClockAhead},
 	}
 	with := func(change func(*event.Envelope)) event.Envelope {
 		e := whole
@@ -31,7 +31,7 @@ func TestMarshalIsTheLibrarys(t *testing.T) {
 	for name, e := range map[string]event.Envelope{
 		"all members":         whole,
 		"nothing":             {},
-		"no optional members": with(func(e *event.Envelope) { e.Metadata.Traceparent, e.Metadata.Position = "", 0 }),
+		"no optional members": with(func(e *event.Envelope) { e.Metadata = event.Metadata{} }),
 		"quotes, tags, emoji": with(func(e *event.Envelope) { e.AggregateID, e.Metadata.CorrelationID = `a"b\c<&>`, "🌡\u2028\x01\n" }),
 		"not UTF-8":           with(func(e *event.Envelope) { e.AggregateID = "a\xff" }),
 		"correlation ID":      with(func(e *event.Envelope) { e.Metadata.CorrelationID = "\xc3" }),

@@ -9,3 +9,7 @@ const (
 	MetaCorrelationID = "correlation_id"
 	MetaTraceparent   = "traceparent"
 )
+
+// MetaRetain is the name under which MQTT sources hand out the retain flag of a message without a body, by which a device
+// clears the message that the broker has retained. It is no user property.
+const MetaRetain = "retain"

@@ -3,6 +3,7 @@ package event
 import (
 	"bytes"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -69,6 +70,9 @@ func (s payloadSchema) validate(eventType string, payload []byte) error {
 		return malformed("payload", "is not valid JSON: %s", clip(err.Error(), maxField))
 	}
 	err = s.full.Validate(doc)
+	if err == nil && s.flat != nil && s.flat.number && !hasNumber(doc) {
+		return invalid("payload", "must hold at least one number in %s", eventType)
+	}
 	if err == nil {
 		return nil
 	}
@@ -77,6 +81,23 @@ func (s payloadSchema) validate(eventType string, payload []byte) error {
 		return invalid("payload", "cannot be validated: %s", clip(err.Error(), maxField))
 	}
 	return schemaError(eventType, broken)
+}
+
+// hasNumber reports whether there is a number in a value as the schema library reads it.
+func hasNumber(value any) bool {
+	switch v := value.(type) {
+	case json.Number:
+		return true
+	case []any:
+		return slices.ContainsFunc(v, hasNumber)
+	case map[string]any:
+		for _, member := range v {
+			if hasNumber(member) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // schemaError names one leaf that a payload breaks: of several the first by path, since the library walks objects in

@@ -20,6 +20,9 @@ type Origin struct {
 	NewID         func() uuid.UUID
 	CorrelationID string // of the request or the MQTT user property; the event's own ID when empty
 	Traceparent   string
+	Clock         Clock
+
+	keep bool // an event whose time is not believed, with the time at which it came
 }
 
 // Properties are the MQTT user properties that the platform honours; each may be empty.
@@ -103,9 +106,11 @@ const (
 	mqttMiddle  = "/events/"
 )
 
-// ParseMQTT reads one event from an MQTT message on either topic form. The event may share the body's memory. The
-// error is an [*Error].
+// ParseMQTT reads one event from an MQTT message on either topic form. The event may share the body's memory. A time that
+// the [Clock] does not believe is kept in the metadata, and replaced by the time at which the event came: a device can't
+// be told. The error is an [*Error].
 func ParseMQTT(topic string, body []byte, p Properties, o Origin) (Envelope, error) {
+	o.keep = true
 	if topic == MQTTEvents {
 		return parse(body, p, o)
 	}
@@ -145,7 +150,7 @@ func build(eventType, aggregateID string, payload []byte, p Properties, o Origin
 	if e.ID, err = parseID(p.EventID, o.NewID); err != nil {
 		return Envelope{}, err
 	}
-	if e.Time, err = parseTime(p.EventTime, e.IngestedAt); err != nil {
+	if err := e.setTime(p.EventTime, &o); err != nil {
 		return Envelope{}, err
 	}
 	if err := checkHeader("correlation_id", p.CorrelationID); err != nil {
@@ -179,17 +184,6 @@ func parseID(s string, newID func() uuid.UUID) (uuid.UUID, error) {
 		return uuid.Nil, invalid("event_id", "must not be the nil UUID")
 	}
 	return id, nil
-}
-
-func parseTime(s string, now time.Time) (time.Time, error) {
-	if s == "" {
-		return now, nil
-	}
-	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil || !strictTime(s) {
-		return time.Time{}, invalid("event_time", "must be an RFC 3339 time such as 2026-02-07T10:00:00.123456Z")
-	}
-	return normalTime("event_time", t)
 }
 
 // strictTime refuses what time.Parse takes beyond RFC 3339: 1:00:00, 10:00:00,5 and the offset +24:00.

@@ -174,10 +174,18 @@ func unresolved(letters []JourneyLetter, consumer string) *JourneyLetter {
 	return found
 }
 
+// unpublished returns the dead letter for which an event is not on the bus. One at another position is about an event that
+// came later under the same event_id.
+func (e *travelled) unpublished(letters []JourneyLetter) *JourneyLetter {
+	return unresolved(slices.DeleteFunc(slices.Clone(letters), func(l JourneyLetter) bool {
+		return l.offset == nil || *l.offset != e.Metadata.Position
+	}), "relay")
+}
+
 // published asks the bus where the event is, if it can be there.
 func (r *Reader) published(ctx context.Context, e *travelled, applied []Step, letters []JourneyLetter) Step {
 	s := Step{Stage: StagePublished, Status: StepDone, Topic: event.Topic(e.Type)}
-	if l := unresolved(letters, "relay"); l != nil {
+	if l := e.unpublished(letters); l != nil {
 		s.Status, s.At, s.Detail = StepDeadLettered, &l.FailedAt, l.Error
 		return s
 	}
@@ -227,7 +235,7 @@ func (r *Reader) applied(ctx context.Context, c *stop, e *travelled, letters []J
 		return s, nil
 	}
 	place := c.at(topic, e.AggregateID)
-	if place.position < e.Metadata.Position || unresolved(letters, "relay") != nil {
+	if place.position < e.Metadata.Position || e.unpublished(letters) != nil {
 		return s, nil
 	}
 	a, err := r.account(ctx)
@@ -289,13 +297,13 @@ func readTravelled(ctx context.Context, tx pgx.Tx, id uuid.UUID) (travelled, err
 }
 
 func lettersOf(ctx context.Context, tx pgx.Tx, id uuid.UUID, consumers ...string) ([]JourneyLetter, error) {
-	rows, err := tx.Query(ctx, `SELECT dlq_id, consumer, status, failed_at, error_message FROM dlq
+	rows, err := tx.Query(ctx, `SELECT dlq_id, consumer, status, failed_at, error_message, source_offset FROM dlq
 		WHERE event_id = $1 AND consumer = ANY ($2) ORDER BY failed_at, dlq_id LIMIT 100`, id, consumers)
 	if err != nil {
 		return nil, fmt.Errorf("look for dead letters: %w", err)
 	}
 	letters, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l JourneyLetter, err error) {
-		err = row.Scan((*[16]byte)(&l.ID), &l.Consumer, &l.Status, &l.FailedAt, &l.Error)
+		err = row.Scan((*[16]byte)(&l.ID), &l.Consumer, &l.Status, &l.FailedAt, &l.Error, &l.offset)
 		l.FailedAt = l.FailedAt.UTC()
 		return l, err
 	})

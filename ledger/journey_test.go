@@ -174,3 +174,19 @@ func TestJourneysThatEndEarly(t *testing.T) {
 	_, err := f.reader(fakeBus{}).Journey(t.Context(), uuid.New())
 	require.ErrorIs(t, err, fault.ErrNotFound)
 }
+
+// A dead letter of the relay that is about another event with the same event_id is no matter of the one in the log.
+func TestAJourneyWhoseEventIDWasUsedAgain(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, f *fixture, c *consumer) {
+		f.log("sensor.reading", "a", 2)
+		f.publish(2)
+		c.run(2)
+		f.do(f.events, `UPDATE relay_cursor SET duplicates = 1`) // beside the letter
+		f.refuse(f.events, "relay", id(1), 3, "pending")
+		j := f.journey(id(1), fakeBus{})
+		require.Equal(t, "received done, stored done, published done, applied done", steps(j))
+		require.Len(t, j.DeadLetters, 1, "it is shown")
+		l := f.balanced()
+		require.Equal(t, []int64{4, 2, 1, 2}, []int64{l.Accepted, l.Sequenced, l.Duplicates, l.Published})
+	})
+}

@@ -14,7 +14,7 @@ type Ledger struct {
 	Balanced bool      `json:"balanced" doc:"Nothing is on its way or missing, nothing is too much."`
 
 	Accepted   int64 `json:"accepted" minimum:"0" doc:"Events that were acknowledged to their senders, duplicates too."`
-	Duplicates int64 `json:"duplicates" minimum:"0" doc:"Of these, those whose event_id was in the log already."`
+	Duplicates int64 `json:"duplicates" minimum:"0" doc:"Of these, repeats: their event_id was in the log already, with the same content."`
 	Sequenced  int64 `json:"sequenced" minimum:"0" doc:"In the event log."`
 	Published  int64 `json:"published" minimum:"0" doc:"Acknowledged by the bus."`
 
@@ -118,6 +118,8 @@ type JourneyLetter struct {
 	Status   string    `json:"status" enum:"pending,replayed,discarded"`
 	FailedAt time.Time `json:"failed_at"`
 	Error    string    `json:"error_message"`
+
+	offset *int64 // of those of the relay: the position of the event that they are about
 }
 
 // BusPlace is where a record is on the bus. A record that is not there any more has no offset.

@@ -27,19 +27,40 @@ type IngestionConfig struct {
 	Letters    DeadLetterStore
 	Added      func() // told of dead letters; may be nil
 	Now        func() time.Time
+	Clock      event.Clock       // the times that are believed
+	Odd        func(kind string) // told of each of the [Oddities]; may be nil
 }
 
-// NewIngestion returns the router that validates what devices publish and stores it. The ID of a record, a UUID, becomes
+// Kinds of oddities.
+const (
+	oddAhead = "clock_" + event.ClockAhead
+	oddUnset = "clock_" + event.ClockUnset
+	oddClear = "retained_cleared"
+)
+
+// Oddities returns the kinds of messages that are odd, and neither refused nor an error.
+func Oddities() []string { return []string{oddAhead, oddUnset, oddClear} }
+
+// NewIngestion returns the router that validates what devices publish and stores it; a message by which a device clears
+// what the broker retains is no event. The ID of a record, a UUID, becomes
 // that of an event whose sender gave none, and the time at which it came its time: what is handed out again is the same
 // event.
 func NewIngestion(cfg IngestionConfig) (*Router, error) {
+	if cfg.Odd == nil {
+		cfg.Odd = func(string) {}
+	}
 	refused := &letters{consumer: Ingestion, store: cfg.Letters, complete: completeIngestion, now: cfg.Now, log: cfg.Log, added: cfg.Added}
 	return newRouter(Ingestion, cfg.Stack, Policy{}, "mqtt", cfg.Subscriber, func(ctx context.Context, b *batch.Batch) error {
 		records := b.Records()
 		events := make([]event.Envelope, 0, len(records))
 		var broken []deadletter.Entry
+		cleared := 0
 		for i := range records {
-			e, err := parseMQTT(&records[i])
+			if len(records[i].Value) == 0 && records[i].Header(event.MetaRetain) != "" {
+				cleared++
+				continue
+			}
+			e, err := parseMQTT(&records[i], cfg.Clock)
 			if err != nil {
 				broken = append(broken, refused.entry(&records[i], 1, err.Error()))
 				continue
@@ -49,18 +70,29 @@ func NewIngestion(cfg IngestionConfig) (*Router, error) {
 		if err := refused.add(ctx, broken...); err != nil {
 			return err
 		}
-		return cfg.Store.Store(ctx, events)
+		if err := cfg.Store.Store(ctx, events); err != nil {
+			return err
+		}
+		for range cleared {
+			cfg.Odd(oddClear)
+		}
+		for i := range events {
+			if clock := events[i].Metadata.Clock; clock != "" {
+				cfg.Odd("clock_" + clock)
+			}
+		}
+		return nil
 	}, refused.refuse)
 }
 
 // parseMQTT returns the event of an MQTT message. Its error is permanent.
-func parseMQTT(r *batch.Record) (event.Envelope, error) {
+func parseMQTT(r *batch.Record, clock event.Clock) (event.Envelope, error) {
 	return event.ParseMQTT(r.Topic, r.Value, event.Properties{
 		EventID:       r.Header(event.MetaEventID),
 		EventTime:     r.Header(event.MetaEventTime),
 		CorrelationID: r.Header(event.MetaCorrelationID),
 		Traceparent:   r.Header(event.MetaTraceparent),
-	}, event.Origin{Source: "mqtt", Now: r.At, NewID: func() uuid.UUID { return uuid.MustParse(r.ID) }})
+	}, event.Origin{Source: "mqtt", Now: r.At, Clock: clock, NewID: func() uuid.UUID { return uuid.MustParse(r.ID) }})
 }
 
 // maxRefused is how much is kept of a message that is too large to be an event.

@@ -174,6 +174,45 @@ func TestIngestionStoresWhatDevicesPublish(t *testing.T) {
 	require.Equal(t, came, e.Time)
 }
 
+// A clock that is not believed costs a device its times, not its events.
+func TestIngestionCountsClocksThatAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	kept, f := &log{}, newFeed()
+	odd := map[string]int{}
+	r, err := routers.NewIngestion(routers.IngestionConfig{
+		Stack: stack(), Subscriber: f, Store: kept, Letters: &box{}, Now: func() time.Time { return came },
+		Clock: event.Clock{MaxAhead: time.Minute, Min: came.AddDate(-20, 0, 0)}, Odd: func(kind string) { odd[kind]++ },
+	})
+	require.NoError(t, err)
+	var records []batch.Record
+	for _, at := range []string{"2099-01-01T00:00:00Z", "2026-02-07T10:00:30Z", "1970-01-01T00:00:07Z", "2098-01-01T00:00:00Z"} {
+		records = append(records, published("devices/d/events/a.b", `{}`, batch.Header{Key: event.MetaEventTime, Value: at}))
+	}
+	through(t, f, r, records...)
+	require.Len(t, kept.events, 4)
+	require.Equal(t, map[string]int{"clock_ahead": 2, "clock_unset": 1}, odd)
+	require.Equal(t, came, kept.events[0].Time)
+	require.NotEqual(t, came, kept.events[1].Time)
+}
+
+// Clearing a retained message is no event; an empty body without the flag is a mistake.
+func TestIngestionPassesOverWhatClearsARetainedMessage(t *testing.T) {
+	t.Parallel()
+	kept, letters, f := &log{}, &box{}, newFeed()
+	odd := map[string]int{}
+	r, err := routers.NewIngestion(routers.IngestionConfig{
+		Stack: stack(), Subscriber: f, Store: kept, Letters: letters, Now: func() time.Time { return came }, Odd: func(kind string) { odd[kind]++ },
+	})
+	require.NoError(t, err)
+	const topic = "devices/d/events/sensor.reading"
+	flag := batch.Header{Key: event.MetaRetain, Value: "true"}
+	through(t, f, r, published(topic, "", flag), published(topic, ""), published(topic, `{"value":1}`, flag), published(topic, "", flag))
+	require.Equal(t, []string{`{"value":1}`}, payloads(kept.events))
+	require.Len(t, letters.letters, 1)
+	require.Contains(t, letters.letters[0].Error, "payload")
+	require.Equal(t, map[string]int{"retained_cleared": 2}, odd)
+}
+
 func TestIngestionsDeadLetters(t *testing.T) {
 	t.Parallel()
 	given := uuid.New()

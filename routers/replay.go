@@ -16,15 +16,18 @@ import (
 // their result and the mark of the letter in one transaction. Their errors are permanent.
 
 // ReplayIngestion reads a message again as the ingestion router does. An event whose sender gave no ID gets one that
-// belongs to the letter, and one without a time has the time at which it came.
-func ReplayIngestion(l *deadletter.Letter) (event.Envelope, error) {
-	given := l.Properties
-	return event.ParseMQTT(l.From(), l.Bytes(), event.Properties{
-		EventID:       given[event.MetaEventID],
-		EventTime:     given[event.MetaEventTime],
-		CorrelationID: given[event.MetaCorrelationID],
-		Traceparent:   given[event.MetaTraceparent],
-	}, event.Origin{Source: "mqtt", Now: l.FailedAt, NewID: func() uuid.UUID { return idOfLetter(l) }})
+// belongs to the letter, and one without a time, or with one that the clock does not believe, has the time at which it
+// came.
+func ReplayIngestion(clock event.Clock) func(*deadletter.Letter) (event.Envelope, error) {
+	return func(l *deadletter.Letter) (event.Envelope, error) {
+		given := l.Properties
+		return event.ParseMQTT(l.From(), l.Bytes(), event.Properties{
+			EventID:       given[event.MetaEventID],
+			EventTime:     given[event.MetaEventTime],
+			CorrelationID: given[event.MetaCorrelationID],
+			Traceparent:   given[event.MetaTraceparent],
+		}, event.Origin{Source: "mqtt", Now: l.FailedAt, Clock: clock, NewID: func() uuid.UUID { return idOfLetter(l) }})
+	}
 }
 
 // idOfLetter is a UUIDv7 that is the same each time: the milliseconds at which the letter was written, and a hash.

@@ -156,14 +156,14 @@ func TestReplayIngestionReadsAsTheRouterDoes(t *testing.T) {
 		ID: uuid.New(), Consumer: routers.Ingestion, Payload: []byte(`{"value":"x","unit":"c"}`), Topic: "devices/device-7/events/sensor.reading", FailedAt: came,
 		Properties: map[string]string{event.MetaCorrelationID: "c-7"},
 	}}
-	_, err := routers.ReplayIngestion(l)
+	_, err := routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
 	require.ErrorContains(t, err, "payload.value")
 	require.True(t, fault.IsPermanent(err))
 
 	l.EditedBytes = []byte(`{"value":1,"unit":"c"}`)
-	e, err := routers.ReplayIngestion(l)
+	e, err := routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
 	require.NoError(t, err)
-	again, err := routers.ReplayIngestion(l)
+	again, err := routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
 	require.NoError(t, err)
 	require.Equal(t, e, again, "the same event each time")
 	require.Equal(t, uuid.Version(7), e.ID.Version())
@@ -174,16 +174,21 @@ func TestReplayIngestionReadsAsTheRouterDoes(t *testing.T) {
 
 	id := uuid.New()
 	l.Properties = map[string]string{event.MetaEventID: id.String(), event.MetaEventTime: "2026-01-01T00:00:00Z"}
-	e, err = routers.ReplayIngestion(l)
+	e, err = routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
 	require.NoError(t, err)
 	require.Equal(t, id, e.ID)
 	require.Equal(t, 2026, e.Time.Year())
+	l.Properties[event.MetaEventTime] = came.Add(time.Hour).Format(time.RFC3339)
+	e, err = routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
+	require.NoError(t, err)
+	require.Equal(t, came, e.Time, "it is now later than that, and the message came before")
+	require.Equal(t, event.ClockAhead, e.Metadata.Clock)
 	l.Properties[event.MetaEventTime] = "yesterday"
-	_, err = routers.ReplayIngestion(l)
+	_, err = routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
 	require.ErrorContains(t, err, "event_time")
 
 	l.EditedTopic, l.EditedBytes = "events", []byte(`{"event_id":"`+id.String()+`","event_type":"a.b","aggregate_id":"x","event_time":"2026-01-01T00:00:00Z","payload":{}}`)
-	e, err = routers.ReplayIngestion(l)
+	e, err = routers.ReplayIngestion(event.Clock{MaxAhead: time.Minute})(l)
 	require.NoError(t, err, "an envelope says everything itself")
 	require.Equal(t, "a.b", e.Type)
 }

@@ -75,7 +75,7 @@ func (r *Reader) Event(ctx context.Context, id uuid.UUID) (event.Envelope, error
 	return one(rows, err, scanEvent, "read event")
 }
 
-// Events returns events of the log that match a filter, the newest position first.
+// Events returns events of the log that match a filter, the newest position first; see also [EventFilter.ByTime].
 func (r *Reader) Events(ctx context.Context, f EventFilter) ([]event.Envelope, error) {
 	var where []string
 	var args []any
@@ -95,7 +95,15 @@ func (r *Reader) Events(ctx context.Context, f EventFilter) ([]event.Envelope, e
 	if !f.To.IsZero() {
 		and("event_time < $%d", f.To)
 	}
-	if f.Before > 0 {
+	order := "position DESC"
+	switch {
+	case f.ByTime():
+		order = "event_time DESC, position DESC"
+		if f.Before > 0 {
+			args = append(args, f.BeforeTime)
+			and(fmt.Sprintf("(event_time, position) < ($%d, $%%d)", len(args)), f.Before)
+		}
+	case f.Before > 0:
 		and("position < $%d", f.Before)
 	}
 	query := `SELECT ` + eventColumns + ` FROM event_store`
@@ -103,8 +111,9 @@ func (r *Reader) Events(ctx context.Context, f EventFilter) ([]event.Envelope, e
 		query += ` WHERE ` + strings.Join(where, ` AND `)
 	}
 	args = append(args, f.Limit)
-	query += fmt.Sprintf(` ORDER BY position DESC LIMIT $%d`, len(args))
-	rows, err := r.events.Query(ctx, query, args...)
+	query += fmt.Sprintf(` ORDER BY %s LIMIT $%d`, order, len(args))
+	// Without a plan that is kept: one for any span and limit would sort what it finds.
+	rows, err := r.events.Query(ctx, query, append([]any{pgx.QueryExecModeExec}, args...)...)
 	return all(rows, err, scanEvent, "list events")
 }
 

@@ -42,10 +42,18 @@ func fill(t *testing.T, pool *pgxpool.Pool, n int) []event.Envelope {
 	return all
 }
 
+// before reports whether an event comes after the page that a filter goes on from.
+func before(f store.EventFilter, e event.Envelope) bool {
+	if order := e.Time.Compare(f.BeforeTime); f.Before > 0 && f.ByTime() && order != 0 {
+		return order < 0
+	}
+	return f.Before == 0 || e.Metadata.Position < f.Before
+}
+
 func matches(f store.EventFilter, e event.Envelope) bool {
 	return (f.AggregateID == "" || f.AggregateID == e.AggregateID) && (f.EventType == "" || f.EventType == e.Type) &&
 		(f.From.IsZero() || !e.Time.Before(f.From)) && (f.To.IsZero() || e.Time.Before(f.To)) &&
-		(f.Before == 0 || e.Metadata.Position < f.Before)
+		before(f, e)
 }
 
 func TestEventsSelectsByEveryFilterAndTheirCombinations(t *testing.T) {
@@ -69,13 +77,16 @@ func TestEventsSelectsByEveryFilterAndTheirCombinations(t *testing.T) {
 			f.To = t0.Add(25 * time.Minute)
 		}
 		if mask&16 != 0 {
-			f.Before = 28
+			f.Before, f.BeforeTime = 28, timeOf(stored, 28)
 		}
 		var want []event.Envelope
 		for _, e := range stored {
 			if matches(f, e) {
 				want = append(want, e)
 			}
+		}
+		if f.ByTime() {
+			slices.SortStableFunc(want, func(a, b event.Envelope) int { return b.Time.Compare(a.Time) })
 		}
 		got, err := r.Events(t.Context(), f)
 		require.NoError(t, err)
@@ -86,6 +97,48 @@ func TestEventsSelectsByEveryFilterAndTheirCombinations(t *testing.T) {
 		seen[len(got)] = true
 	}
 	require.Greater(t, len(seen), 5, "the filters must tell events apart for this test to mean anything")
+}
+
+func timeOf(events []event.Envelope, position int64) time.Time {
+	return events[slices.IndexFunc(events, func(e event.Envelope) bool { return e.Metadata.Position == position })].Time
+}
+
+// What a page costs does not depend on how long the log is, nor on how far back the span begins or ends.
+func TestEventsOfATimeAreFoundWithoutAWalkOverTheLog(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	tables(t, pgtest.Pool(t, url))
+	pool, err := store.Open(t.Context(), store.PoolConfig{URL: url, Name: "one", MaxConns: 1})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	const n = 20_000 // an event a minute; some have a time of long ago
+	_, err = pool.Exec(t.Context(), `INSERT INTO event_store (event_id, event_type, aggregate_id, event_time, ingested_at, payload, metadata, position)
+		SELECT gen_random_uuid(), 'a.b', 'a', $1::timestamptz + CASE WHEN i % 100 = 0 THEN '0 min' ELSE i * interval '1 min' END, now(), '{}', '{"source":"http"}', i
+		FROM generate_series(1, $2) AS i`, t0, n)
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), `ANALYZE event_store`)
+	require.NoError(t, err)
+	read := func() (rows int) {
+		_, err := pool.Exec(t.Context(), `SELECT pg_stat_force_next_flush()`)
+		require.NoError(t, err)
+		require.NoError(t, pool.QueryRow(t.Context(), `SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'event_store'`).Scan(&rows))
+		return rows
+	}
+	r := store.NewReader(pool, pool)
+	at := func(i int) time.Time { return t0.Add(time.Duration(i) * time.Minute) }
+	for range 7 { // beyond which a plan would be kept
+		for _, f := range []store.EventFilter{
+			{From: at(-1)}, {To: at(n + 1)}, {To: at(n / 2)}, {From: at(n / 2)}, {From: at(3), To: at(n - 3)}, {From: at(30), To: at(60)}, {From: at(-9), To: at(5)},
+			{To: at(n + 1), Before: 7000, BeforeTime: at(7000)},
+		} {
+			f.Limit = 20
+			before := read()
+			events, err := r.Events(t.Context(), f)
+			require.NoError(t, err)
+			require.Len(t, events, 20)
+			require.LessOrEqual(t, read()-before, 300, "rows read for %+v", f)
+		}
+	}
 }
 
 func TestEventsPagesByPosition(t *testing.T) {

@@ -28,5 +28,12 @@ type EventFilter struct {
 	AggregateID, EventType string
 	From, To               time.Time // event_time, From inclusive, To exclusive
 	Before                 int64     // only positions below this one; zero means from the newest
+	BeforeTime             time.Time // event_time of the event at Before; used if the events are listed [EventFilter.ByTime]
 	Limit                  int
+}
+
+// ByTime reports whether events are listed by event_time, newest first, and then by position: if nothing but their time is
+// asked for. In the order of positions that would be a walk over all that are newer.
+func (f *EventFilter) ByTime() bool {
+	return f.AggregateID == "" && f.EventType == "" && !(f.From.IsZero() && f.To.IsZero())
 }

@@ -61,7 +61,7 @@ func (p *platform) ingestionDesk() (*desk, error) {
 		}
 	}
 	return p.deadLetters(routers.Ingestion, map[string]deadletter.Apply{
-		routers.Ingestion: into(routers.ReplayIngestion, func(*deadletter.Letter) int64 { return 0 }),
+		routers.Ingestion: into(routers.ReplayIngestion(p.clock()), func(*deadletter.Letter) int64 { return 0 }),
 		routers.Relay:     into(routers.ReplayRelay, func(l *deadletter.Letter) int64 { return l.Position }),
 	})
 }

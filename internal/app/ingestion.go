@@ -101,9 +101,11 @@ func buildIngestion(ctx context.Context, s *service) error {
 	in := s.outbox.in
 	quota, quotaCheck := s.letterQuota(pool)
 	watched := &watchedLetters{DeadLetterStore: quota, now: s.now}
+	odd := newOddities(s.registry)
+	source.check = odd.tell(source.check)
 	router, err := routers.NewIngestion(routers.IngestionConfig{
 		Stack: s.stack(), Subscriber: source, Store: in, Letters: watched, Added: s.wake.letters,
-		Now: s.now,
+		Now: s.now, Clock: s.clock(), Odd: odd.add,
 	})
 	if err != nil {
 		return err
@@ -114,7 +116,7 @@ func buildIngestion(ctx context.Context, s *service) error {
 	}
 	mount := func(mux *http.ServeMux) {
 		a := api.MountIngestion(mux, api.IngestionConfig{
-			Ingester: in, Now: s.now, NewID: newID, Log: s.log, Version: Version,
+			Ingester: in, Now: s.now, NewID: newID, Log: s.log, Version: Version, Clock: s.clock(),
 		})
 		api.MountDeadLetters(a, desk.config())
 	}

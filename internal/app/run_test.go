@@ -32,6 +32,14 @@ func TestRunCarriesEventsFromBothDoorsToTheQueryAPI(t *testing.T) {
 	require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "device-http", 7))
 	arrives(t, p.addrs[routers.Query], "device-http", 7)
 
+	res, err := http.Post("http://"+p.addrs[routers.Ingestion]+"/api/v1/events", "application/json",
+		strings.NewReader(`{"event_type":"a.b","aggregate_id":"device-http","payload":{},"event_time":"2099-01-01T00:00:00Z"}`))
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	require.Equal(t, http.StatusUnprocessableEntity, res.StatusCode, "it would pin the projection")
+	_, ready := get(t, "http://"+p.addrs[routers.Ingestion]+"/health")
+	require.Equal(t, 0.0, ready["checks"].(map[string]any)["mqtt"].(map[string]any)["clock_ahead"])
+
 	summary, err := simulate.Run(t.Context(), simulate.Config{URL: "mqtt://" + p.addrs["mqtt"], Devices: 1, Count: 10, Prefix: "mqtt-"})
 	require.NoError(t, err)
 	require.EqualValues(t, 10, summary.Acked)

@@ -135,9 +135,17 @@ func readConsumer(s string) (string, error) {
 }
 
 func readTime(s string) (string, error) {
-	t, err := time.Parse(time.RFC3339Nano, s)
+	t, err := parseTime(s)
 	if err != nil {
-		return "", &Error{Value: s, Problem: "is not a time", Takes: "an RFC 3339 time such as 2026-02-07T10:00:00Z"}
+		return "", err
 	}
-	return t.UTC().Format(time.RFC3339Nano), nil
+	return t.Format(time.RFC3339Nano), nil
+}
+
+func parseTime(s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339Nano, strings.TrimSpace(s))
+	if err != nil {
+		return time.Time{}, &Error{Value: s, Problem: "is not a time", Takes: "an RFC 3339 time such as 2026-02-07T10:00:00Z"}
+	}
+	return t.UTC(), nil
 }

@@ -46,6 +46,7 @@ func mappers() kong.Option {
 		"dir":            mapper(readDir),
 		"uuid":           mapper(func(_ *kong.Value, s string) (string, error) { return readUUID(s) }),
 		"rfc3339":        mapper(func(_ *kong.Value, s string) (string, error) { return readTime(s) }),
+		"instant":        mapper(func(_ *kong.Value, s string) (time.Time, error) { return parseTime(s) }),
 		"dlqservices":    mapper(func(_ *kong.Value, s string) ([]string, error) { return parseDeadLetterServices(s) }),
 		"projectiontype": mapper(func(_ *kong.Value, s string) (string, error) { return readProjectionType(s) }),
 		"consumer":       mapper(func(_ *kong.Value, s string) (string, error) { return readConsumer(s) }),

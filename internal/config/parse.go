@@ -91,6 +91,8 @@ func placeholder(flag *kong.Flag) string {
 		return "URL"
 	case k == "dir":
 		return "FOLDER"
+	case k == "instant":
+		return "TIME"
 	case flag.Target.Type() == durationType:
 		return "DURATION"
 	case flag.Target.CanInt() || flag.Target.CanFloat():

@@ -128,6 +128,9 @@ type Tuning struct {
 	DLQMaxBytes   int64         `name:"dlq-max-bytes" type:"natural" unit:"bytes" var:"DLQ_MAX_BYTES" default:"1073741824" help:"What dead letters of refused MQTT messages may fill; 0 is no limit. Beyond it, a source that has a hundredth of it gets no further ones: they are counted and logged."`
 	BatchSize     int           `type:"positive" unit:"events" var:"BATCH_SIZE" default:"1000" help:"Most events of one database transaction; of one that folds them into projections, eight times as many."`
 	Window        int           `type:"receive" unit:"messages" var:"WINDOW" default:"2000" help:"Most messages in flight of one source (MQTT session, outbox, partition); 1 to 65535."`
+
+	EventTimeMaxAhead time.Duration `type:"duration" var:"EVENT_TIME_MAX_AHEAD" default:"10m" help:"How far after the platform's clock the time of an event may be, a duration. Beyond it HTTP answers 422, and an event over MQTT gets the time at which it came."`
+	EventTimeMin      time.Time     `type:"instant" var:"EVENT_TIME_MIN" default:"2000-01-01T00:00:00Z" help:"Earliest time of an event that is believed, an RFC 3339 time; what is before it is dealt with as what is too far ahead."`
 }
 
 // Log says what is logged, and how.

@@ -181,3 +181,14 @@ func TestRunPrintsWhatToDoAndNoSecret(t *testing.T) {
 		require.NotContains(t, out.String(), "s3cret")
 	}
 }
+
+func TestDoctorTellsOfClocksThatAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	s := only(routers.Ingestion)
+	s.Listen = s.Listen.With("INGESTION_ADDR", service(t, `{"status":"ok","service":"ingestion","checks":{"mqtt":{"clock_ahead":3,"clock_unset":4}}}`, ``))
+	f := finding(t, doctor.Examine(t.Context(), s), "device clocks")
+	require.Equal(t, doctor.Warn, f.Status)
+	require.Contains(t, f.Detail, "3 events were too far ahead and 4 too old")
+	s.Listen = s.Listen.With("INGESTION_ADDR", service(t, `{"status":"ok","service":"ingestion","checks":{"mqtt":{"clock_ahead":0}}}`, ``))
+	require.Equal(t, doctor.OK, finding(t, doctor.Examine(t.Context(), s), "device clocks").Status)
+}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/client"
 	"github.com/cornjacket/platform-services/internal/config"
 	"github.com/cornjacket/platform-services/ledger"
@@ -19,7 +20,11 @@ func ports(s config.Doctor) []examination {
 	var all []examination
 	for _, service := range s.Services {
 		all = append(all, examination{area: "health", check: service, look: func(ctx context.Context) []Finding {
-			return []Finding{checkHealth(ctx, s, service)}
+			finding, mqtt := checkHealth(ctx, s, service)
+			if service != routers.Ingestion || finding.Status != OK {
+				return []Finding{finding}
+			}
+			return []Finding{finding, clocks(mqtt)}
 		}})
 	}
 	if slices.Contains(s.Services, routers.Query) {
@@ -39,24 +44,37 @@ func ask(s config.Doctor, service string) (*client.Service, error) {
 	return c.Service(service, s.Of(service)), nil
 }
 
-func checkHealth(ctx context.Context, s config.Doctor, service string) Finding {
+// checkHealth also returns what the service says of its MQTT source, if it has one.
+func checkHealth(ctx context.Context, s config.Doctor, service string) (Finding, map[string]any) {
 	a := about("health")
 	at, err := ask(s, service)
 	if err != nil {
-		return a.fail(service, "correct the setting", "%v", err)
+		return a.fail(service, "correct the setting", "%v", err), nil
 	}
 	h, answer, err := at.Health(ctx)
 	switch {
 	case answer.Status == 0:
-		return a.fail(service, "start it, or correct its address", "%s: %s", at.Addr, reason(ctx, client.Cause(err)))
+		return a.fail(service, "start it, or correct its address", "%s: %s", at.Addr, reason(ctx, client.Cause(err))), h.Checks["mqtt"]
 	case err != nil || h.Service == "":
-		return a.fail(service, "something else has this port", "%s answered %d, which is no health answer", at.Addr, answer.Status)
+		return a.fail(service, "something else has this port", "%s answered %d, which is no health answer", at.Addr, answer.Status), h.Checks["mqtt"]
 	case h.Service != service:
-		return a.fail(service, "correct the addresses", "at %s is %s", at.Addr, h.Service)
+		return a.fail(service, "correct the addresses", "at %s is %s", at.Addr, h.Service), h.Checks["mqtt"]
 	case answer.Status != http.StatusOK:
-		return a.fail(service, "mend what the check names; it becomes ready by itself", "%s", strings.Join(client.Failing(h), "; "))
+		return a.fail(service, "mend what the check names; it becomes ready by itself", "%s", strings.Join(client.Failing(h), "; ")), h.Checks["mqtt"]
 	}
-	return a.ok(service, "ready at %s", at.Addr)
+	return a.ok(service, "ready at %s", at.Addr), h.Checks["mqtt"]
+}
+
+// clocks tells of devices whose clocks are not believed.
+func clocks(mqtt map[string]any) Finding {
+	a := about("mqtt")
+	ahead, _ := mqtt["clock_"+event.ClockAhead].(float64)
+	unset, _ := mqtt["clock_"+event.ClockUnset].(float64)
+	if ahead+unset == 0 {
+		return a.ok("device clocks", "all believed since ingestion started")
+	}
+	return a.warn("device clocks", "set the clocks of those devices (events with clock in their metadata), or see EVENT_TIME_MAX_AHEAD and EVENT_TIME_MIN",
+		"since ingestion started %.0f events were too far ahead and %.0f too old, and have the time at which they came", ahead, unset)
 }
 
 func checkLedger(ctx context.Context, s config.Doctor) []Finding {

@@ -133,6 +133,28 @@ func TestNobodySubscribedIsNotAcknowledged(t *testing.T) {
 	c.requirePuback(1)
 }
 
+// The retain flag of a message without a body tells what clears a retained message from a mistake.
+func TestClearingARetainedMessageIsMarked(t *testing.T) {
+	t.Parallel()
+	b := listen(t, mochi.Config{})
+	out := subscribe(t, b)
+	c := dial(t, b, "d")
+	retained := func(p *packets.Publish) { p.Retain = true }
+	for i, c2 := range []struct {
+		body   string
+		change []func(*packets.Publish)
+		marked string
+	}{{"{}", []func(*packets.Publish){retained}, ""}, {"", []func(*packets.Publish){retained}, "true"}, {"", nil, ""}} {
+		id := uint16(i + 1)
+		c.publish(id, "devices/d/events/a.b", c2.body, c2.change...)
+		msg := receive(t, out)
+		r := record(msg)
+		require.Equal(t, c2.marked, r.Header(event.MetaRetain), i)
+		msg.Ack()
+		c.requirePuback(id)
+	}
+}
+
 func TestOnlyEventTopicsAreHandedOut(t *testing.T) {
 	t.Parallel()
 	b := listen(t, mochi.Config{})

@@ -275,6 +275,9 @@ func newRecord(pk packets.Packet) batch.Record {
 		Topic: pk.TopicName, Partition: -1, Offset: -1, ID: uuid.Must(uuid.NewV7()).String(), At: time.Now(),
 		Value: slices.Clone(pk.Payload), // the packet's buffer goes on to the broker's own subscribers
 	}
+	if pk.FixedHeader.Retain && len(pk.Payload) == 0 {
+		r.Headers = append(r.Headers, batch.Header{Key: event.MetaRetain, Value: "true"})
+	}
 	if level := strings.SplitN(pk.TopicName, "/", 3); len(level) == 3 {
 		r.Key = level[1]
 	}

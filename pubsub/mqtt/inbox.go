@@ -47,6 +47,9 @@ func newArrival(l *link, p *paho.Publish) arrival {
 		Topic: p.Topic, Partition: -1, Offset: -1, Key: orderKey(p.Topic),
 		ID: uuid.Must(uuid.NewV7()).String(), At: time.Now(), Value: p.Payload,
 	}
+	if p.Retain && len(p.Payload) == 0 {
+		a.record.Headers = append(a.record.Headers, batch.Header{Key: event.MetaRetain, Value: "true"})
+	}
 	if p.Properties == nil {
 		return a
 	}

@@ -247,14 +247,14 @@ func (s *subscription) connected(ca *paho.Connack) {
 }
 
 // subscribe asks for the filters, also when the broker has kept the session: it changes nothing there, and mends a
-// session whose subscriptions were removed or refused. It is an error if one is not granted QoS 1: less would break the
+// session whose subscriptions were removed or refused. The retain flag is asked for to tell what clears a retained message. It is an error if one is not granted QoS 1: less would break the
 // promise to lose nothing.
 func (s *subscription) subscribe(l *link, manager *autopaho.ConnectionManager) error {
 	ctx, cancel := context.WithTimeout(l.ctx, s.cfg.ConnectTimeout)
 	defer cancel()
 	packet := &paho.Subscribe{}
 	for _, f := range s.filters {
-		packet.Subscriptions = append(packet.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
+		packet.Subscriptions = append(packet.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1, RetainAsPublished: true})
 	}
 	ack, err := manager.Subscribe(ctx, packet)
 	if ack != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/cornjacket/platform-services/event"
 	"github.com/cornjacket/platform-services/internal/fault"
 	"github.com/cornjacket/platform-services/pubsub/batch"
 )
@@ -125,7 +126,11 @@ func (q *sequencer) cursor(ctx context.Context) (position, floor int64, err erro
 	return position, floor, nil
 }
 
-// sequence moves a batch into the log. The window bounds a batch by bytes too, and its first row always passes.
+// sequence moves a batch into the log. The window bounds a batch by bytes too, and its first row always passes. A row
+// whose event_id is there already is a repeat, and counted, if the content is the same, and else a dead letter. The event
+// that it is compared with is in the log, or before it in the batch; scalar subqueries, since joins are bent to scans of
+// whole indexes by the settings of the session. Only rows that are skipped pay. The letter's offset is the position that
+// the row would have had: no event of the log is at it under this event_id.
 const sequence = `
 WITH batch AS (
 	SELECT id FROM (
@@ -143,7 +148,20 @@ WITH batch AS (
 	ON CONFLICT (event_id) DO NOTHING
 	RETURNING position
 ), skipped AS (
-	UPDATE relay_cursor SET duplicates = duplicates + (SELECT count(*) FROM taken) - (SELECT count(*) FROM stored)
+	SELECT * FROM numbered WHERE (SELECT count(*) FROM taken) > (SELECT count(*) FROM stored)
+		AND position NOT IN (SELECT position FROM stored)
+), others AS (` + letter + `
+		position, aggregate_id, 'event_id was used for another event, with another type, aggregate or payload, which is in the log', metadata::jsonb ->> 'correlation_id',
+		coalesce((SELECT topic FROM unnest($6::text[], $7::text[]) AS r (prefix, topic) WHERE starts_with(event_type, prefix)), $8) || '.dlq', NULL
+	FROM skipped n WHERE coalesce(
+		(SELECT e.event_type <> n.event_type COLLATE "C" OR e.aggregate_id <> n.aggregate_id COLLATE "C" OR e.payload <> n.payload::jsonb
+			FROM event_store e WHERE e.event_id = n.event_id),
+		(SELECT f.event_type <> n.event_type OR f.aggregate_id <> n.aggregate_id OR f.payload::jsonb <> n.payload::jsonb
+			FROM numbered f WHERE f.event_id = n.event_id ORDER BY f.position LIMIT 1))
+	ON CONFLICT DO NOTHING
+	RETURNING 1
+), counted AS (
+	UPDATE relay_cursor SET duplicates = duplicates + (SELECT count(*) FROM taken) - (SELECT count(*) FROM stored) - (SELECT count(*) FROM others)
 	WHERE name = 'bus' AND (SELECT count(*) FROM taken) > (SELECT count(*) FROM stored)
 )
 SELECT n.position, n.event_id, n.event_type, n.aggregate_id, n.event_time, n.ingested_at,
@@ -234,7 +252,8 @@ func (q *sequencer) raiseFloor(ctx context.Context) error {
 func (q *sequencer) move(ctx context.Context, limit int, low, high int64) (page, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	rows, err := q.conn.Query(ctx, sequence, limit, maxBatchBytes, q.position, low, high)
+	prefixes, topics := routes()
+	rows, err := q.conn.Query(ctx, sequence, limit, maxBatchBytes, q.position, low, high, prefixes, topics, event.TopicSystem)
 	if err != nil {
 		return page{}, fmt.Errorf("sequence events: %w", err)
 	}
