@@ -70,10 +70,7 @@ func (s *Subscriber) writeCursor(ctx context.Context) error {
 // moveCursor reports whether the cursor was where it is known to be, and is moved. Both statements are one transaction
 // that travels in one piece: a relay that freezes can't hold the lock.
 func (s *Subscriber) moveCursor(ctx context.Context, from *cursor, to int64) (moved bool, err error) {
-	var prefixes, topics []string
-	for _, r := range event.Routes() {
-		prefixes, topics = append(prefixes, r.Prefix), append(topics, r.Topic)
-	}
+	prefixes, topics := routes()
 	var b pgx.Batch
 	b.Queue(lockCursor)
 	b.Queue(moveCursor, from.counted, to, s.floor.Load(), prefixes, topics, event.TopicSystem).QueryRow(func(row pgx.Row) error {
@@ -86,4 +83,12 @@ func (s *Subscriber) moveCursor(ctx context.Context, from *cursor, to int64) (mo
 	})
 	err = s.pool.SendBatch(ctx, &b).Close()
 	return moved, err
+}
+
+// routes returns which prefix of an event type belongs to which topic.
+func routes() (prefixes, topics []string) {
+	for _, r := range event.Routes() {
+		prefixes, topics = append(prefixes, r.Prefix), append(topics, r.Topic)
+	}
+	return prefixes, topics
 }

@@ -105,6 +105,10 @@ func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
 	if !leading {
 		return false, nil
 	}
+	// Somebody may have emptied the table.
+	if _, err := q.conn.Exec(ctx, `INSERT INTO relay_cursor (name, position) VALUES ('bus', 0) ON CONFLICT DO NOTHING`); err != nil {
+		return false, fmt.Errorf("make the relay's cursor: %w", err)
+	}
 	err := q.conn.QueryRow(ctx, `SELECT greatest((SELECT max(position) FROM event_store),
 		(SELECT position FROM relay_cursor WHERE name = 'bus'))`).Scan(&q.position)
 	if err != nil {

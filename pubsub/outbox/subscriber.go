@@ -36,6 +36,10 @@ type SubscriberConfig struct {
 	MaxPause time.Duration
 	// Ignore is the ID of a publisher whose notifications are not needed, because it calls [Subscriber.Wake] itself.
 	Ignore string
+	// Bus is what the relay looks at before it sequences; nothing if nil.
+	Bus Bus
+	// Handled, if set, returns the newest position that a consumer has handled, as far as consumers can be asked.
+	Handled func(ctx context.Context) int64
 	// Log receives what an operator should know; nothing if nil.
 	Log *slog.Logger
 }
@@ -73,6 +77,8 @@ type State struct {
 	LastRound time.Time // last round trip to the database that succeeded
 	Err       error     // why the last one failed; nil when it did not
 	Sequenced int64     // newest position in the event log
+	Waiting   error     // why a leader does not sequence yet, nil when it does
+	Restored  int64     // events that were put back into the log since the process has started
 }
 
 // lockClass is the advisory lock of the active relay of each outbox.
@@ -202,7 +208,7 @@ func (s *Subscriber) failed(err error) {
 	if before := s.State(); before.Err == nil {
 		s.cfg.Log.Error("relay lost the database, trying again", "error", err)
 	}
-	s.update(func(st *State) { st.Err, st.Leading = err, false })
+	s.update(func(st *State) { st.Err, st.Leading, st.Waiting = err, false, nil })
 }
 
 func (s *Subscriber) update(change func(*State)) {
@@ -219,6 +225,9 @@ func (s *Subscriber) lead(ctx context.Context, published <-chan struct{}) error 
 		return err
 	}
 	defer seq.close()
+	if err := s.compare(ctx, seq); err != nil {
+		return err
+	}
 	cursor, floor, err := seq.cursor(ctx)
 	if err != nil {
 		return err
