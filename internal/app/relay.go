@@ -139,6 +139,9 @@ func relayLag(sub *outbox.Subscriber, gauges *lagGauges, timeout time.Duration, 
 		if !sub.State().Leading {
 			gauges.set(routers.Relay, false, 0, 0)
 			s.since = time.Time{}
+			if idle := sub.State().Idle; idle > 0 {
+				return health.Details{"leading": false}, fmt.Errorf("another instance leads and does nothing for %s", idle.Round(time.Second))
+			}
 			return health.Details{"leading": false}, nil
 		}
 		lag, err := sub.Lag(ctx)

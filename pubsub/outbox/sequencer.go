@@ -76,6 +76,7 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 		return nil, err
 	}
 	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.limit, sweep: s.cfg.Sweep, log: s.cfg.Log}
+	var leader lookout
 	for {
 		leading, err := q.tryLead(ctx)
 		if err != nil {
@@ -84,8 +85,13 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 		}
 		s.update(func(st *State) { st.LastRound, st.Err, st.Leading, st.Sequenced = time.Now(), nil, leading, q.position })
 		if leading {
+			s.update(func(st *State) { st.Idle = 0 })
 			s.cfg.Log.Info("relay leads", "position", q.position)
 			return q, nil
+		}
+		if err := s.watch(ctx, q, &leader); err != nil {
+			q.close()
+			return nil, err
 		}
 		if !batch.Sleep(ctx, s.cfg.Poll) {
 			q.close()

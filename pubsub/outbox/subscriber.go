@@ -36,6 +36,9 @@ type SubscriberConfig struct {
 	MaxPause time.Duration
 	// Ignore is the ID of a publisher whose notifications are not needed, because it calls [Subscriber.Wake] itself.
 	Ignore string
+	// Idle is how long a standby sees events wait, of which the leader does nothing, before it says so; after twice that
+	// it ends the leader's session and takes over. 15 s if zero.
+	Idle time.Duration
 	// Bus is what the relay looks at before it sequences; nothing if nil.
 	Bus Bus
 	// Handled, if set, returns the newest position that a consumer has handled, as far as consumers can be asked.
@@ -73,12 +76,13 @@ type Subscriber struct {
 
 // State is what the relay is doing, for health.
 type State struct {
-	Leading   bool      // false while another instance holds the lock
-	LastRound time.Time // last round trip to the database that succeeded
-	Err       error     // why the last one failed; nil when it did not
-	Sequenced int64     // newest position in the event log
-	Waiting   error     // why a leader does not sequence yet, nil when it does
-	Restored  int64     // events that were put back into the log since the process has started
+	Leading   bool          // false while another instance holds the lock
+	LastRound time.Time     // last round trip to the database that succeeded
+	Err       error         // why the last one failed; nil when it did not
+	Sequenced int64         // newest position in the event log
+	Waiting   error         // why a leader does not sequence yet, nil when it does
+	Idle      time.Duration // for how long another instance leads and does nothing, if that is too long
+	Restored  int64         // events that were put back into the log since the process has started
 }
 
 // lockClass is the advisory lock of the active relay of each outbox.
@@ -103,6 +107,9 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	}
 	if cfg.CloseTimeout == 0 {
 		cfg.CloseTimeout = 10 * time.Second
+	}
+	if cfg.Idle == 0 {
+		cfg.Idle = 15 * time.Second
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -208,7 +215,7 @@ func (s *Subscriber) failed(err error) {
 	if before := s.State(); before.Err == nil {
 		s.cfg.Log.Error("relay lost the database, trying again", "error", err)
 	}
-	s.update(func(st *State) { st.Err, st.Leading, st.Waiting = err, false, nil })
+	s.update(func(st *State) { st.Err, st.Leading, st.Waiting, st.Idle = err, false, nil, 0 })
 }
 
 func (s *Subscriber) update(change func(*State)) {
