@@ -55,6 +55,9 @@ func dial(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration) (*pgx.
 	cfg := pool.Config().ConnConfig // a copy
 	maps.Copy(cfg.RuntimeParams, session)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if unsupported(err) {
+		return nil, errPooled
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the outbox: %w", err)
 	}
@@ -73,6 +76,10 @@ func closeConn(conn *pgx.Conn) {
 func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 	conn, err := dial(ctx, s.pool, s.cfg.Timeout)
 	if err != nil {
+		return nil, err
+	}
+	if err := dedicated(ctx, s.pool, conn, s.cfg.Timeout); err != nil {
+		closeConn(conn)
 		return nil, err
 	}
 	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.limit, sweep: s.cfg.Sweep, log: s.cfg.Log}
