@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
@@ -140,4 +141,44 @@ func TestARelayLooksAtTheBusBeforeItSequences(t *testing.T) {
 		err := log.QueryRow(t.Context(), `SELECT count(*) FROM event_store`).Scan(&sequenced)
 		return err == nil && sequenced == 1 && ready
 	}, soon, every)
+}
+
+// What the bus has lost is published again, and the ledger stays as it was.
+func TestRepublish(t *testing.T) {
+	t.Parallel()
+	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
+	p := start(t, cfg)
+	for i := range 5 {
+		require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "d", i))
+	}
+	arrives(t, p.addrs[routers.Query], "d", 4)
+	balanced := func(events int) {
+		require.EventuallyWithT(t, func(col *assert.CollectT) {
+			_, ledger := get(t, "http://"+p.addrs[routers.Query]+"/api/v1/ledger")
+			require.Equal(col, true, ledger["balanced"], "%v", ledger)
+			require.EqualValues(col, events, ledger["published"])
+			require.EqualValues(col, map[string]any{routers.Eventhandler: float64(events)}, ledger["applied"])
+		}, soon, every)
+	}
+	balanced(5)
+	var said bytes.Buffer
+	again := config.Republish{From: 3, StartupTimeout: soon, Databases: cfg.Databases}
+	require.NoError(t, Republish(t.Context(), again, &said))
+	require.Equal(t, "3 events, from position 3 on, are published again now; consumers skip what they have\n", said.String())
+	history := kafka.History{Brokers: cfg.RedpandaBrokers, Topics: event.Topics(), Log: quiet}
+	require.EventuallyWithT(t, func(col *assert.CollectT) {
+		var positions []int64
+		require.NoError(col, history.Since(t.Context(), time.Time{}, func(events []event.Envelope) error {
+			for _, e := range events {
+				positions = append(positions, e.Metadata.Position)
+			}
+			return nil
+		}))
+		require.Equal(col, []int64{1, 2, 3, 4, 5, 3, 4, 5}, positions)
+	}, soon, every)
+	require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], "d", 5))
+	arrives(t, p.addrs[routers.Query], "d", 5)
+	balanced(6)
+	again.From = 7
+	require.ErrorContains(t, Republish(t.Context(), again, &said), "position 7 is not in the log yet")
 }

@@ -132,14 +132,17 @@ func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
 
 func (q *sequencer) close() { closeConn(q.conn) }
 
-// cursor returns what has been saved: how far the bus has acknowledged, and the floor of the outbox.
-func (q *sequencer) cursor(ctx context.Context) (position, floor int64, err error) {
+// cursor begins a term and returns it with what has been saved: how far the bus has acknowledged, or where it is wanted to
+// begin again, and the floor of the outbox.
+func (q *sequencer) cursor(ctx context.Context) (position, floor, term int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	if err := q.conn.QueryRow(ctx, `SELECT position, floor FROM relay_cursor WHERE name = 'bus'`).Scan(&position, &floor); err != nil {
-		return 0, 0, fmt.Errorf("read relay cursor: %w", err)
+	err = q.conn.QueryRow(ctx, `UPDATE relay_cursor SET term = term + 1, position = least(position, republish - 1), republish = NULL, updated_at = now()
+		WHERE name = 'bus' RETURNING position, floor, term`).Scan(&position, &floor, &term)
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("read relay cursor: %w", err)
 	}
-	return position, floor, nil
+	return position, floor, term, nil
 }
 
 // sequence moves a batch into the log. The window bounds a batch by bytes too, and its first row always passes.

@@ -77,14 +77,15 @@ func (s *Subscriber) watch(ctx context.Context, q *sequencer, l *lookout) error 
 	return nil
 }
 
+const endLeader = `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_locks
+	WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::bigint::oid AND objid = 'outbox'::regclass::oid
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+
 // endLeader ends the session that holds the lock, and reports whether there was one.
 func (q *sequencer) endLeader(ctx context.Context) (ended bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	err = q.conn.QueryRow(ctx, `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_locks
-		WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::bigint::oid AND objid = 'outbox'::regclass::oid
-		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, int64(lockClass)).Scan(&ended)
-	if err != nil {
+	if err = q.conn.QueryRow(ctx, endLeader, int64(lockClass)).Scan(&ended); err != nil {
 		return false, fmt.Errorf("end the session of the leading relay: %w", err)
 	}
 	return ended, nil

@@ -62,6 +62,7 @@ type Subscriber struct {
 	floor     atomic.Int64  // everything in the outbox up to this ID has been taken
 	drained   atomic.Bool   // the outbox was empty when it was last looked at
 	saved     *cursor       // of the goroutine that saves; nil if unknown
+	term      int64         // of the last leadership
 	dirty     chan struct{} // published has moved
 	feed      *feed
 	sender    atomic.Pointer[batch.Sender]
@@ -235,10 +236,11 @@ func (s *Subscriber) lead(ctx context.Context, published <-chan struct{}) error 
 	if err := s.compare(ctx, seq); err != nil {
 		return err
 	}
-	cursor, floor, err := seq.cursor(ctx)
+	cursor, floor, term, err := seq.cursor(ctx)
 	if err != nil {
 		return err
 	}
+	s.term = term
 	s.drained.Store(false)
 	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	s.floor.Store(floor)
