@@ -57,7 +57,7 @@ func TestDefaults(t *testing.T) {
 		Broker: config.Broker{
 			RedpandaBrokers: []string{"localhost:9092"}, Bus: config.Bus{RedpandaSASLMechanism: config.SASLNone}, MQTTURL: "mqtt://localhost:1883", MQTTClientID: g.Run.MQTTClientID,
 		},
-		Tuning:   config.Tuning{RetryMax: 3, RetryInterval: 100 * time.Millisecond, IngestQueue: 20000, BatchSize: 1000, Window: 2000},
+		Tuning:   config.Tuning{RetryMax: 3, RetryInterval: 100 * time.Millisecond, IngestQueue: 20000, OutboxMax: 1_000_000, BatchSize: 1000, Window: 2000},
 		Topics:   config.Topics{TopicPartitions: 8, TopicReplication: -1, TopicRetention: 7 * 24 * time.Hour},
 		Timeouts: config.Timeouts{StartupTimeout: 30 * time.Second, ShutdownTimeout: 15 * time.Second, HandlerTimeout: 30 * time.Second, IngestTimeout: 5 * time.Second},
 		Log:      config.Log{LogLevel: "info", LogFormat: "json"},

@@ -126,6 +126,7 @@ type Tuning struct {
 	RetryMax      int           `type:"natural" unit:"attempts" var:"RETRY_MAX" default:"3" help:"Times a failed handler is tried again before a dead letter is written; 0 is none. Outages of the platform's own database or bus are waited for without end."`
 	RetryInterval time.Duration `type:"duration" var:"RETRY_INTERVAL" default:"100ms" help:"Time before the first new attempt, a duration; it doubles with each."`
 	IngestQueue   int           `type:"positive" unit:"events" var:"INGEST_QUEUE" default:"20000" help:"Events waiting to be stored from which HTTP requests are answered 429."`
+	OutboxMax     int64         `type:"natural" unit:"events" var:"OUTBOX_MAX" default:"1000000" help:"Events in the outbox, which no relay has taken, from which HTTP requests are answered 429 and MQTT messages are not acknowledged; 0 is no limit."`
 	BatchSize     int           `type:"positive" unit:"events" var:"BATCH_SIZE" default:"1000" help:"Most events of one database transaction; of one that folds them into projections, eight times as many."`
 	Window        int           `type:"receive" unit:"messages" var:"WINDOW" default:"2000" help:"Most messages in flight of one source (MQTT session, outbox, partition); 1 to 65535."`
 }
