@@ -70,9 +70,10 @@ func (p *Publisher) ID() string { return p.id }
 func (p *Publisher) Queued() int { return p.batcher.queued() }
 
 // Ingest stores events in one transaction, in order, for callers that would rather be refused than wait. It returns nil
-// once they are durable, [ErrFull] when too many are waiting, [ErrCrowded] when the outbox is full, [ErrTimeout] when it took too long, an [fault.Permanent]
-// error when the database can't hold one of them (then none is stored), the cause of ctx when that ends first, or
-// [ErrClosed]. What is still queued is then withdrawn; events whose transaction has begun may yet be stored.
+// once they are durable, [ErrFull] when too many are waiting, [ErrCrowded] when the outbox is full, [ErrTimeout] when it
+// took too long, an [fault.Permanent] error when the database can't hold one of them (then none is stored), the cause of
+// ctx when that ends first, or [ErrClosed]. What is still queued is then withdrawn; events whose transaction has begun may
+// yet be stored.
 func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
 	if len(events) == 0 {
 		return nil
