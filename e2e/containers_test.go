@@ -229,7 +229,7 @@ func TestContainerTopics(t *testing.T) {
 		for _, name := range []string{topic, topic + ".dlq"} {
 			partitions, retention := p.topic(t, name)
 			require.Equal(t, 8, partitions, name)
-			require.Equal(t, strconv.Itoa(int((24 * time.Hour).Milliseconds())), retention, name)
+			require.Equal(t, strconv.Itoa(int((7 * 24 * time.Hour).Milliseconds())), retention, name)
 		}
 	}
 }

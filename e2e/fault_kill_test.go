@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"cmp"
+	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -109,7 +111,7 @@ func TestFaultsOfPair(t *testing.T) {
 
 // sleeper freezes one of two instances for longer than its session on the bus lasts, and lets it go on: the other has
 // its partitions by then, and what the first was about to write must not be applied again. While the one whose relay
-// leads is frozen the log waits for it: it holds the lock until its connection ends.
+// leads is frozen the log waits for it, until the other has seen that for 30 s and ends its session.
 func (r *rig) sleeper(t *testing.T, led bool) {
 	t.Helper()
 	r.balanced(t)
@@ -119,9 +121,15 @@ func (r *rig) sleeper(t *testing.T, led bool) {
 	}
 	frozen := time.Now()
 	require.NoError(t, victim.p.process.signal(syscall.SIGSTOP))
-	if !led {
-		r.relays(t, frozen.Add(time.Second)) // by then there is something in all its partitions
+	if led {
+		require.Eventually(t, func() bool {
+			status, report, err := askHealth(t.Context(), other.p.relay)
+			return err == nil && status == 503 && strings.Contains(fmt.Sprint(report.Checks["relay"]["error"]), "another instance leads and does nothing")
+		}, wait, tick, "the one that stands by says that nothing is done")
+		require.Eventually(t, func() bool { return leadsNow(t, other) }, 2*wait, tick, "it takes over")
+		r.note(t, "the relay that leads is frozen: the other leads after %s", short(time.Since(frozen)))
 	}
+	r.relays(t, frozen.Add(time.Second)) // by then there is something in all its partitions
 	r.caughtUp(t)
 	alone := time.Since(frozen)
 	other.ready(t)
@@ -135,6 +143,23 @@ func (r *rig) sleeper(t *testing.T, led bool) {
 	other.ready(t)
 	r.note(t, "one of two frozen for %s (relay led: %t): the log as it was applied by the other in %s; after it projections move in %s, all green in %s",
 		short(thawed.Sub(frozen)), led, short(alone), short(moved), short(time.Since(thawed)))
+}
+
+// A relay that leads and is frozen, not dead, is replaced, and does no harm when it wakes.
+func TestFaultsOfAFrozenLeader(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	r.instance(t)
+	r.instance(t)
+	l := startTraffic(t, r)
+	r.moves(t, time.Now())
+	r.sleeper(t, true)
+	l.finish(t)
+	r.proven(t, l)
+	for _, i := range r.instances {
+		i.p.stop(t)
+	}
+	r.report(t)
 }
 
 // balanced waits until the bus has given partitions to both instances.
@@ -161,6 +186,13 @@ func leads(t *testing.T, i *instance) bool {
 	require.NoError(t, err)
 	require.Equal(t, 200, status)
 	return report.Checks["postgres"]["leading"] == true
+}
+
+// leadsNow is leads that says no while the health of the relay is not known, or red.
+func leadsNow(t *testing.T, i *instance) bool {
+	t.Helper()
+	status, report, err := askHealth(t.Context(), i.p.relay)
+	return err == nil && status == 200 && report.Checks["postgres"]["leading"] == true
 }
 
 // relays waits for the first event that came in after a moment and is in the log, and returns how long that took.

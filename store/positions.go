@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -263,4 +264,17 @@ func Replayed(ctx context.Context, tx pgx.Tx, consumer, topic string) error {
 		return fmt.Errorf("count the replay of a dead letter of %s: %w", consumer, err)
 	}
 	return nil
+}
+
+// NewestHandled returns the position of the newest event that a consumer has handled, 0 if it has handled none or has no
+// tables yet.
+func NewestHandled(ctx context.Context, pool *pgxpool.Pool, consumer string) (position int64, err error) {
+	err = pool.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM consumer_positions WHERE consumer = $1`, consumer).Scan(&position)
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read how far %s is: %w", consumer, err)
+	}
+	return position, nil
 }

@@ -15,17 +15,18 @@ import (
 
 // cli is the grammar of the command line.
 type cli struct {
-	Run      config.Run      `cmd:"" help:"Run the platform, or some of its services."`
-	Dev      config.Dev      `cmd:"" help:"Run the whole platform with an embedded Postgres, Kafka API broker and MQTT broker; needs no containers."`
-	Migrate  config.Migrate  `cmd:"" help:"Bring the databases up to date, show their state, or reset them."`
-	Rebuild  config.Rebuild  `cmd:"" help:"Build a projection anew from the event log, beside the one in use and while events flow."`
-	Simulate config.Simulate `cmd:"" help:"Publish readings of simulated devices over MQTT."`
-	Routes   struct{}        `cmd:"" help:"Print the table of routers: what flows from where to where."`
-	Health   config.Health   `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
-	DLQ      config.DLQ      `cmd:"" name:"dlq" help:"List, show, replay and discard dead letters: what a consumer could not handle."`
-	Doctor   config.Doctor   `cmd:"" help:"Check databases, bus, MQTT broker, services and ledger from outside; says what to do, exit code 1 if anything fails."`
-	Token    config.Token    `cmd:"" help:"Make a bearer token for the HTTP APIs, and its entry for API_TOKENS."`
-	Version  struct{}        `cmd:"" help:"Print the version."`
+	Run       config.Run       `cmd:"" help:"Run the platform, or some of its services."`
+	Dev       config.Dev       `cmd:"" help:"Run the whole platform with an embedded Postgres, Kafka API broker and MQTT broker; needs no containers."`
+	Migrate   config.Migrate   `cmd:"" help:"Bring the databases up to date, show their state, or reset them."`
+	Rebuild   config.Rebuild   `cmd:"" help:"Build a projection anew from the event log, beside the one in use and while events flow."`
+	Republish config.Republish `cmd:"" help:"Publish events of the log again, from a position on, after the bus has lost them; consumers skip what they have."`
+	Simulate  config.Simulate  `cmd:"" help:"Publish readings of simulated devices over MQTT."`
+	Routes    struct{}         `cmd:"" help:"Print the table of routers: what flows from where to where."`
+	Health    config.Health    `cmd:"" help:"Ask services for their health; exit code 1 unless all are ok."`
+	DLQ       config.DLQ       `cmd:"" name:"dlq" help:"List, show, replay and discard dead letters: what a consumer could not handle."`
+	Doctor    config.Doctor    `cmd:"" help:"Check databases, bus, MQTT broker, services and ledger from outside; says what to do, exit code 1 if anything fails."`
+	Token     config.Token     `cmd:"" help:"Make a bearer token for the HTTP APIs, and its entry for API_TOKENS."`
+	Version   struct{}         `cmd:"" help:"Print the version."`
 }
 
 const (
@@ -101,6 +102,8 @@ func (p *program) command(name string, settings *cli) (func(context.Context) err
 		return func(ctx context.Context) error {
 			return p.work.rebuild(ctx, settings.Rebuild, p.stdout, p.logger(settings.Rebuild.Log))
 		}, nil
+	case "republish":
+		return func(ctx context.Context) error { return p.work.republish(ctx, settings.Republish, p.stdout) }, nil
 	case "simulate":
 		return func(ctx context.Context) error { return p.work.simulate(ctx, settings.Simulate, p.stdout) }, nil
 	case "routes":

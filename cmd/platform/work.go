@@ -14,19 +14,20 @@ import (
 
 // work is what the commands do; tests put their own in its place. Each function returns nil after a clean stop.
 type work struct {
-	run      func(context.Context, config.Run, *slog.Logger) error
-	dev      func(context.Context, config.Dev, io.Writer, *slog.Logger) error
-	migrate  func(context.Context, config.Migrate, io.Writer) error
-	rebuild  func(context.Context, config.Rebuild, io.Writer, *slog.Logger) error
-	simulate func(context.Context, config.Simulate, io.Writer) error
-	routes   func(io.Writer) error
-	doctor   func(context.Context, config.Doctor, io.Writer) error
+	run       func(context.Context, config.Run, *slog.Logger) error
+	dev       func(context.Context, config.Dev, io.Writer, *slog.Logger) error
+	migrate   func(context.Context, config.Migrate, io.Writer) error
+	rebuild   func(context.Context, config.Rebuild, io.Writer, *slog.Logger) error
+	republish func(context.Context, config.Republish, io.Writer) error
+	simulate  func(context.Context, config.Simulate, io.Writer) error
+	routes    func(io.Writer) error
+	doctor    func(context.Context, config.Doctor, io.Writer) error
 }
 
 // platform returns the work of the real platform.
 func platform() work {
 	app.Version, _ = stamp()
-	return work{run: app.Run, dev: app.Dev, migrate: app.Migrate, rebuild: app.Rebuild, simulate: simulation, routes: routers.Print, doctor: doctor.Run}
+	return work{run: app.Run, dev: app.Dev, migrate: app.Migrate, rebuild: app.Rebuild, republish: app.Republish, simulate: simulation, routes: routers.Print, doctor: doctor.Run}
 }
 
 // simulation publishes what simulated devices would; its result is in what it prints, and in the error.

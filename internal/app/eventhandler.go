@@ -133,8 +133,8 @@ func newConsuming(s *service, pool *pgxpool.Pool, name string) (*consuming, erro
 // config returns the settings of the consumer's router; what is what it writes, for health. The slot has been taken.
 func (c *consuming) config(s *service, what string) routers.ConsumerConfig {
 	c.sub = kafka.NewSubscriber(kafka.SubscriberConfig{
-		Brokers: s.cfg.RedpandaBrokers, Group: routers.RouteOf(c.name).Group, MaxBatch: 8 * s.cfg.BatchSize, Logger: s.log,
-		InstanceID: fmt.Sprintf("%s-%d", c.name, c.slot.number), Security: s.bus,
+		Brokers: s.cfg.RedpandaBrokers, Group: routers.RouteOf(c.name).Group + s.cfg.ConsumerGroupSuffix, MaxBatch: 8 * s.cfg.BatchSize, Logger: s.log,
+		InstanceID: fmt.Sprintf("%s%s-%d", c.name, s.cfg.ConsumerGroupSuffix, c.slot.number), Security: s.bus,
 		Positions: routers.BusPositions{Positions: c.positions}, EventLog: routers.BusLog{Log: c.log}, Partitions: c.spread,
 	})
 	c.flushes, c.kept = &flushLog{what: what, log: s.log, now: s.now}, &watchedLetters{now: s.now}

@@ -40,7 +40,7 @@ func (w *outboxWriter) Start(context.Context) error {
 	}
 	w.flushes = &flushLog{what: "outbox", log: p.log, now: p.now}
 	w.in = outbox.NewPublisher(pool, outbox.PublisherConfig{
-		MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, Wait: p.cfg.IngestTimeout,
+		MaxBatch: p.cfg.BatchSize, MaxQueue: p.cfg.IngestQueue, Wait: p.cfg.IngestTimeout, MaxOutbox: p.cfg.OutboxMax,
 		OnFlush: w.flushes.note, OnCommit: p.wake.events, Quiet: p.wake.leads,
 	})
 	return nil
@@ -56,9 +56,13 @@ func (w *outboxWriter) Stop(ctx context.Context) error {
 
 // check fails while events are refused because too many wait.
 func (w *outboxWriter) check() health.Check {
-	return health.Check{Name: "queue", Every: time.Second, Probe: func(context.Context) (health.Details, error) {
+	return health.Check{Name: "queue", Every: time.Second, Probe: func(ctx context.Context) (health.Details, error) {
 		queued := w.in.Queued()
 		d := health.Details{"events": queued}
+		if rows, full := w.in.Crowd(ctx); full {
+			d["outbox_events"] = rows
+			return d, errors.New("the outbox is full: no relay takes from it; requests are answered 429, and MQTT messages are not acknowledged")
+		}
 		if queued >= w.platform.cfg.IngestQueue {
 			return d, errors.New("full, requests are answered 429")
 		}

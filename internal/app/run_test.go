@@ -148,6 +148,24 @@ func TestEachServiceCanHaveADatabaseOfItsOwn(t *testing.T) {
 	require.Contains(t, body["checks"], "fetch")
 }
 
+// Event handlers of one log with databases of their own have groups of their own, and each applies all events.
+func TestEventHandlersWithGroupsOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	cfg := settings(t, pgtest.URL(t), bus(t).Addr())
+	p := start(t, cfg)
+	cfg.URLs = cfg.URLs.With("EVENTHANDLER_DATABASE_URL", pgtest.URL(t))
+	cfg.URLs = cfg.URLs.With("QUERY_DATABASE_URL", cfg.DatabaseOf(routers.Eventhandler))
+	cfg.Services, cfg.ConsumerGroupSuffix = []string{routers.Eventhandler, routers.Query}, "-green"
+	green := start(t, cfg)
+	for i := range 20 { // in all partitions
+		require.Equal(t, http.StatusAccepted, post(t, p.addrs[routers.Ingestion], fmt.Sprint("device-", i), i))
+	}
+	for i := range 20 {
+		arrives(t, p.addrs[routers.Query], fmt.Sprint("device-", i), i)
+		arrives(t, green.addrs[routers.Query], fmt.Sprint("device-", i), i)
+	}
+}
+
 func TestRunEndsWithAnErrorThatSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	here := pgtest.URL(t)

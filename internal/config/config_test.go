@@ -57,9 +57,9 @@ func TestDefaults(t *testing.T) {
 		Broker: config.Broker{
 			RedpandaBrokers: []string{"localhost:9092"}, Bus: config.Bus{RedpandaSASLMechanism: config.SASLNone}, MQTTURL: "mqtt://localhost:1883", MQTTClientID: g.Run.MQTTClientID,
 		},
-		Tuning: config.Tuning{RetryMax: 3, RetryInterval: 100 * time.Millisecond, IngestQueue: 20000, DLQMaxBytes: 1 << 30, BatchSize: 1000, Window: 2000,
+		Tuning: config.Tuning{RetryMax: 3, RetryInterval: 100 * time.Millisecond, IngestQueue: 20000, OutboxMax: 1_000_000, DLQMaxBytes: 1 << 30, BatchSize: 1000, Window: 2000,
 			EventTimeMaxAhead: 10 * time.Minute, EventTimeMin: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)},
-		Topics:   config.Topics{TopicPartitions: 8, TopicReplication: -1, TopicRetention: 24 * time.Hour},
+		Topics:   config.Topics{TopicPartitions: 8, TopicReplication: -1, TopicRetention: 7 * 24 * time.Hour},
 		Timeouts: config.Timeouts{StartupTimeout: 30 * time.Second, ShutdownTimeout: 15 * time.Second, HandlerTimeout: 30 * time.Second, IngestTimeout: 5 * time.Second},
 		Log:      config.Log{LogLevel: "info", LogFormat: "json"},
 	}, g.Run)
@@ -184,6 +184,7 @@ func TestRefused(t *testing.T) {
 		{"RETRY_MAX", "-1", `RETRY_MAX (--retry-max): "-1" is too small; takes a number of attempts, at least 0`},
 		{"WINDOW", "65536", `WINDOW (--window): "65536" is too large; takes a number of messages from 1 to 65535`},
 		{"WINDOW", "99999999999999999999", `WINDOW (--window): "99999999999999999999" is too large; takes a number of messages from 1 to 65535`},
+		{"CONSUMER_GROUP_SUFFIX", "-a b", `CONSUMER_GROUP_SUFFIX (--consumer-group-suffix): "-a b" can't be part of the name of a group; takes up to 100 letters, digits, '.', '_' and '-'`},
 		{"TOPIC_RETENTION", "1 day", `TOPIC_RETENTION (--topic-retention): "1 day" is not a duration; takes a duration of at least 1ms, such as 500ms, 30s, 5m or 24h`},
 		{"SHUTDOWN_TIMEOUT", "-5s", `SHUTDOWN_TIMEOUT (--shutdown-timeout): "-5s" is too short; takes a duration of at least 1ms, such as 500ms, 30s, 5m or 24h`},
 		{"INGESTION_ADDR", "8080", `INGESTION_ADDR (--ingestion-addr): "8080" is not host:port; ` + addrTakes},

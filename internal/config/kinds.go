@@ -43,6 +43,7 @@ func mappers() kong.Option {
 		"services":       mapper(func(_ *kong.Value, s string) ([]string, error) { return parseServices(s) }),
 		"oneof":          mapper(readOneOf),
 		"clientid":       mapper(readClientID),
+		"groupsuffix":    mapper(readGroupSuffix),
 		"dir":            mapper(readDir),
 		"uuid":           mapper(func(_ *kong.Value, s string) (string, error) { return readUUID(s) }),
 		"rfc3339":        mapper(func(_ *kong.Value, s string) (string, error) { return readTime(s) }),
@@ -271,6 +272,16 @@ func readClientID(_ *kong.Value, s string) (string, error) {
 	notAllowed := func(r rune) bool { return !unicode.IsPrint(r) || strings.ContainsRune("/+#", r) }
 	if s == "" || len(s) > 256 || strings.ContainsFunc(s, notAllowed) {
 		return "", &Error{Value: s, Problem: "is not a client identifier", Takes: "1 to 256 bytes of printable text without '/', '+' and '#'"}
+	}
+	return s, nil
+}
+
+func readGroupSuffix(_ *kong.Value, s string) (string, error) {
+	notAllowed := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-", r)
+	}
+	if len(s) > 100 || strings.ContainsFunc(s, notAllowed) {
+		return "", &Error{Value: s, Problem: "can't be part of the name of a group", Takes: "up to 100 letters, digits, '.', '_' and '-'"}
 	}
 	return s, nil
 }

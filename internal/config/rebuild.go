@@ -36,6 +36,13 @@ func (r *Rebuild) Validate() error {
 	return nil
 }
 
+// Republish are the settings of `platform republish`.
+type Republish struct {
+	From           int64         `type:"positive" required:"" placeholder:"POSITION" help:"Position of the first event that is published again; positions are in metadata.position and in GET /api/v1/events."`
+	StartupTimeout time.Duration `type:"duration" var:"STARTUP_TIMEOUT" default:"30s" help:"How long to wait for the database to answer, a duration."`
+	Databases      `group:"Databases:"`
+}
+
 func readProjectionType(s string) (string, error) {
 	var known []string
 	for _, p := range handlers.Projections() {

@@ -89,10 +89,11 @@ type Simulate struct {
 type Broker struct {
 	RedpandaBrokers []string `type:"hostports" var:"REDPANDA_BROKERS" default:"localhost:9092" placeholder:"HOST:PORT,..." help:"Bootstrap addresses of the bus (Kafka API), comma-separated host:port."`
 	Bus
-	MQTTURL       string `name:"mqtt-url" type:"mqtturl" var:"MQTT_URL" default:"mqtt://localhost:1883" placeholder:"URL" help:"MQTT broker, a URL: mqtt:// and tcp:// are plain, mqtts:// is TLS, ws:// and wss:// are WebSocket."`
-	MQTTUsername  string `name:"mqtt-username" var:"MQTT_USERNAME" help:"User at the MQTT broker; none if empty."`
-	MQTTPassword  string `name:"mqtt-password" var:"MQTT_PASSWORD" help:"Password at the MQTT broker."`
-	MQTTTLSCAFile string `name:"mqtt-tls-ca-file" var:"MQTT_TLS_CA_FILE" placeholder:"FILE" help:"Certificates of the authorities that the MQTT broker's certificate may be from, PEM; the system's if empty."`
+	ConsumerGroupSuffix string `type:"groupsuffix" var:"CONSUMER_GROUP_SUFFIX" placeholder:"TEXT" help:"Appended to the names of consumer groups. Event handlers with databases of their own must differ in it, or they share the events out among them."`
+	MQTTURL             string `name:"mqtt-url" type:"mqtturl" var:"MQTT_URL" default:"mqtt://localhost:1883" placeholder:"URL" help:"MQTT broker, a URL: mqtt:// and tcp:// are plain, mqtts:// is TLS, ws:// and wss:// are WebSocket."`
+	MQTTUsername        string `name:"mqtt-username" var:"MQTT_USERNAME" help:"User at the MQTT broker; none if empty."`
+	MQTTPassword        string `name:"mqtt-password" var:"MQTT_PASSWORD" help:"Password at the MQTT broker."`
+	MQTTTLSCAFile       string `name:"mqtt-tls-ca-file" var:"MQTT_TLS_CA_FILE" placeholder:"FILE" help:"Certificates of the authorities that the MQTT broker's certificate may be from, PEM; the system's if empty."`
 	// MQTTClientID names the durable session in which the MQTT broker keeps what ingestion has not acknowledged.
 	MQTTClientID string `name:"mqtt-client-id" type:"clientid" var:"MQTT_CLIENT_ID" default:"${mqtt_client_id}" placeholder:"ID" help:"Name of ingestion's session at the MQTT broker. It must stay the same across restarts, or events waiting in the session are lost, and differ between instances, or they throw each other out. Default: cornjacket-ingestion-<hostname>."`
 	// EmbeddedMQTT replaces the MQTT broker by one inside the process, which acknowledges a publish once it is stored.
@@ -109,7 +110,7 @@ type MQTTUsers struct {
 type Topics struct {
 	TopicPartitions  int32         `type:"positive" unit:"partitions" var:"TOPIC_PARTITIONS" default:"8" help:"Partitions of a topic."`
 	TopicReplication int16         `type:"replication" unit:"replicas" var:"TOPIC_REPLICATION" default:"-1" help:"Replicas of a partition; -1 is the broker's default."`
-	TopicRetention   time.Duration `type:"duration" var:"TOPIC_RETENTION" default:"24h" help:"How long the bus keeps an event, a duration; the event store keeps it for good."`
+	TopicRetention   time.Duration `type:"duration" var:"TOPIC_RETENTION" default:"168h" help:"How long the bus keeps an event, a duration; the event store keeps it for good."`
 }
 
 // Timeouts bound how long things may take.
@@ -126,6 +127,7 @@ type Tuning struct {
 	RetryInterval time.Duration `type:"duration" var:"RETRY_INTERVAL" default:"100ms" help:"Time before the first new attempt, a duration; it doubles with each."`
 	IngestQueue   int           `type:"positive" unit:"events" var:"INGEST_QUEUE" default:"20000" help:"Events waiting to be stored from which HTTP requests are answered 429."`
 	DLQMaxBytes   int64         `name:"dlq-max-bytes" type:"natural" unit:"bytes" var:"DLQ_MAX_BYTES" default:"1073741824" help:"What dead letters of refused MQTT messages may fill; 0 is no limit. Beyond it, a source that has a hundredth of it gets no further ones: they are counted and logged."`
+	OutboxMax     int64         `type:"natural" unit:"events" var:"OUTBOX_MAX" default:"1000000" help:"Events in the outbox, which no relay has taken, from which HTTP requests are answered 429 and MQTT messages are not acknowledged; 0 is no limit."`
 	BatchSize     int           `type:"positive" unit:"events" var:"BATCH_SIZE" default:"1000" help:"Most events of one database transaction; of one that folds them into projections, eight times as many."`
 	Window        int           `type:"receive" unit:"messages" var:"WINDOW" default:"2000" help:"Most messages in flight of one source (MQTT session, outbox, partition); 1 to 65535."`
 

@@ -51,7 +51,7 @@ func checkBus(ctx context.Context, s config.Doctor) []Finding {
 	}
 	for _, r := range routers.Routes() {
 		if r.Group != "" && slices.Contains(s.Services, r.Service) {
-			found = append(found, checkGroup(ctx, admin, r.Group))
+			found = append(found, checkGroup(ctx, admin, r.Group+s.ConsumerGroupSuffix))
 		}
 	}
 	return found

@@ -18,11 +18,11 @@ const lockCursor = `SELECT counted FROM relay_cursor WHERE name = 'bus' FOR UPDA
 
 // moveCursor moves the cursor and counts, per topic, the events that it passes. The counts are those of the log itself
 // and move with the cursor or not at all; that counted is still where it was keeps two relays, of which one does not
-// know yet that it has lost the lock, from counting the same events. The floor, which only spares readers work, goes along.
+// know yet that it has lost the lock, from counting the same events. That one can't move the cursor either: the term is another. The floor, which only spares readers work, goes along.
 const moveCursor = `
 WITH moved AS (
 	UPDATE relay_cursor SET position = $2, counted = greatest(counted, $2), floor = $3, updated_at = now()
-	WHERE name = 'bus' AND counted = $1 AND position <= $2
+	WHERE name = 'bus' AND counted = $1 AND position <= $2 AND term = $7
 	RETURNING 1
 ), counts AS (
 	INSERT INTO relay_counts (topic, events)
@@ -45,9 +45,13 @@ func (s *Subscriber) writeCursor(ctx context.Context) error {
 		s.saved = nil // until it is known again
 		if known == nil {
 			known = &cursor{}
-			err := s.pool.QueryRow(ctx, `SELECT position, counted FROM relay_cursor WHERE name = 'bus'`).Scan(&known.position, &known.counted)
+			var term int64
+			err := s.pool.QueryRow(ctx, `SELECT position, counted, term FROM relay_cursor WHERE name = 'bus'`).Scan(&known.position, &known.counted, &term)
 			if err != nil {
 				return fmt.Errorf("read relay cursor: %w", err)
+			}
+			if term != s.term { // another relay leads, and publishes again what we could not note
+				return nil
 			}
 		}
 		to := max(s.published.Load(), known.position)
@@ -73,7 +77,7 @@ func (s *Subscriber) moveCursor(ctx context.Context, from *cursor, to int64) (mo
 	prefixes, topics := routes()
 	var b pgx.Batch
 	b.Queue(lockCursor)
-	b.Queue(moveCursor, from.counted, to, s.floor.Load(), prefixes, topics, event.TopicSystem).QueryRow(func(row pgx.Row) error {
+	b.Queue(moveCursor, from.counted, to, s.floor.Load(), prefixes, topics, event.TopicSystem, s.term).QueryRow(func(row pgx.Row) error {
 		err := row.Scan()
 		moved = err == nil
 		if errors.Is(err, pgx.ErrNoRows) {

@@ -103,6 +103,38 @@ func TestTheCursorCountsWhatItPasses(t *testing.T) {
 	})
 }
 
+// Asked to, the relay publishes again from a position on, and the counts stay.
+func TestRepublish(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	_, _, err := outbox.Republish(t.Context(), s.pool, 1)
+	require.ErrorIs(t, err, outbox.ErrNotLogged)
+	sub, out := s.start(outbox.SubscriberConfig{Poll: 20 * time.Millisecond})
+	var events []event.Envelope
+	for i := range 9 {
+		events = append(events, newEvent("a", i))
+	}
+	require.NoError(t, p.Ingest(t.Context(), events))
+	nextAcked(t, out, 9)
+	before := s.settled()
+
+	n, leads, err := outbox.Republish(t.Context(), s.pool, 4)
+	require.NoError(t, err)
+	require.Equal(t, []any{int64(6), true}, []any{n, leads})
+	require.Equal(t, []int64{4, 5, 6, 7, 8, 9}, positions(nextAcked(t, out, 6)))
+	require.Equal(t, before, s.settled())
+	drain(t, sub, out)
+
+	require.Eventually(t, func() bool { // the next relay does it
+		n, leads, err = outbox.Republish(t.Context(), s.pool, 9)
+		return err == nil && n == 1 && !leads
+	}, soon, tick, "the session of the last one has ended")
+	_, out = s.subscribe(outbox.SubscriberConfig{})
+	require.Equal(t, []int64{9}, positions(nextAcked(t, out, 1)))
+	require.Equal(t, before, s.settled())
+}
+
 func TestDuplicatesAreCounted(t *testing.T) {
 	t.Parallel()
 	for _, batch := range []int{1, 3, 1000} {

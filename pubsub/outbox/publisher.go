@@ -21,6 +21,9 @@ type PublisherConfig struct {
 	// MaxQueue is the number of waiting events, counted likewise, from which [Publisher.Ingest] answers [ErrFull];
 	// 20,000 if zero.
 	MaxQueue int
+	// MaxOutbox is the number of rows of the outbox from which [Publisher.Ingest] answers [ErrCrowded], and
+	// [Publisher.Store] waits; no limit if zero.
+	MaxOutbox int64
 	// Wait is how long [Publisher.Ingest] waits before it answers [ErrTimeout]; for ever if zero.
 	Wait time.Duration
 	// Timeout bounds one attempt at a transaction; 10 s if zero.
@@ -40,6 +43,7 @@ type Publisher struct {
 	pool    *pgxpool.Pool
 	cfg     PublisherConfig
 	batcher batcher
+	crowd   crowd
 }
 
 // NewPublisher returns a publisher that writes to a database, whose pool stays the caller's. It must be closed.
@@ -66,15 +70,19 @@ func (p *Publisher) ID() string { return p.id }
 func (p *Publisher) Queued() int { return p.batcher.queued() }
 
 // Ingest stores events in one transaction, in order, for callers that would rather be refused than wait. It returns nil
-// once they are durable, [ErrFull] when too many are waiting, [ErrTimeout] when it took too long, an [fault.Permanent]
-// error when the database can't hold one of them (then none is stored), the cause of ctx when that ends first, or
-// [ErrClosed]. What is still queued is then withdrawn; events whose transaction has begun may yet be stored.
+// once they are durable, [ErrFull] when too many are waiting, [ErrCrowded] when the outbox is full, [ErrTimeout] when it
+// took too long, an [fault.Permanent] error when the database can't hold one of them (then none is stored), the cause of
+// ctx when that ends first, or [ErrClosed]. What is still queued is then withdrawn; events whose transaction has begun may
+// yet be stored.
 func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
 	if len(events) == 0 {
 		return nil
 	}
 	if p.batcher.full() {
 		return ErrFull
+	}
+	if p.crowded(ctx) {
+		return ErrCrowded
 	}
 	r := p.batcher.submit(events)
 	var late <-chan time.Time
@@ -101,10 +109,13 @@ func (p *Publisher) Ingest(ctx context.Context, events []event.Envelope) error {
 
 // Store stores events in one transaction, in order, however long that takes, also when ctx ends: they are on their way.
 // Its error is a [fault.Permanent] one when the database can't hold one of them, one that is [fault.TooSlow] when they
-// are too many for one transaction, or [ErrClosed].
-func (p *Publisher) Store(_ context.Context, events []event.Envelope) error {
+// are too many for one transaction, or [ErrClosed]. While the outbox is full it waits, and gives up when ctx ends.
+func (p *Publisher) Store(ctx context.Context, events []event.Envelope) error {
 	if len(events) == 0 {
 		return nil
+	}
+	if err := p.room(ctx); err != nil {
+		return err
 	}
 	return <-p.batcher.submit(events).done
 }

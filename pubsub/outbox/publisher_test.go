@@ -273,3 +273,36 @@ func ExampleMessage() {
 	fmt.Println(m.Metadata[event.MetaEventType], m.Metadata[event.MetaAggregateID])
 	// Output: sensor.reading device-1
 }
+
+// A full outbox refuses those who would rather not wait, and lets the others wait until there is room.
+func TestPublisherKeepsTheOutboxBounded(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{MaxOutbox: 5})
+	var events []event.Envelope
+	for i := range 5 {
+		events = append(events, newEvent("a", i))
+	}
+	require.NoError(t, p.Ingest(t.Context(), events))
+	require.Eventually(t, func() bool {
+		err := p.Ingest(t.Context(), []event.Envelope{newEvent("b", 0)})
+		return errors.Is(err, outbox.ErrCrowded) && errors.Is(err, fault.ErrOverloaded)
+	}, soon, tick)
+	rows, full := p.Crowd(t.Context())
+	require.True(t, full)
+	before := s.count("outbox")
+	require.EqualValues(t, before, rows)
+	ended, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, p.Store(ended, newEvent("c", 1)), outbox.ErrCrowded)
+	stored := make(chan error, 1)
+	go func() { stored <- p.Store(context.Background(), newEvent("c", 2)) }()
+	require.Equal(t, before, s.count("outbox"))
+	_, out := s.subscribe(outbox.SubscriberConfig{})
+	nextAcked(t, out, before)
+	require.NoError(t, <-stored)
+	require.Equal(t, "2", payloads(nextAcked(t, out, 1)))
+	require.NoError(t, p.Ingest(t.Context(), []event.Envelope{newEvent("b", 1)}))
+	_, full = p.Crowd(t.Context())
+	require.False(t, full)
+}

@@ -56,6 +56,9 @@ func dial(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration) (*pgx.
 	cfg := pool.Config().ConnConfig // a copy
 	maps.Copy(cfg.RuntimeParams, session)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if unsupported(err) {
+		return nil, errPooled
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the outbox: %w", err)
 	}
@@ -76,7 +79,12 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := dedicated(ctx, s.pool, conn, s.cfg.Timeout); err != nil {
+		closeConn(conn)
+		return nil, err
+	}
 	q := &sequencer{conn: conn, timeout: s.cfg.Timeout, max: s.cfg.MaxBatch, limit: s.limit, sweep: s.cfg.Sweep, log: s.cfg.Log}
+	var leader lookout
 	for {
 		leading, err := q.tryLead(ctx)
 		if err != nil {
@@ -85,8 +93,13 @@ func (s *Subscriber) acquire(ctx context.Context) (*sequencer, error) {
 		}
 		s.update(func(st *State) { st.LastRound, st.Err, st.Leading, st.Sequenced = time.Now(), nil, leading, q.position })
 		if leading {
+			s.update(func(st *State) { st.Idle = 0 })
 			s.cfg.Log.Info("relay leads", "position", q.position)
 			return q, nil
+		}
+		if err := s.watch(ctx, q, &leader); err != nil {
+			q.close()
+			return nil, err
 		}
 		if !batch.Sleep(ctx, s.cfg.Poll) {
 			q.close()
@@ -106,6 +119,10 @@ func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
 	if !leading {
 		return false, nil
 	}
+	// Somebody may have emptied the table.
+	if _, err := q.conn.Exec(ctx, `INSERT INTO relay_cursor (name, position) VALUES ('bus', 0) ON CONFLICT DO NOTHING`); err != nil {
+		return false, fmt.Errorf("make the relay's cursor: %w", err)
+	}
 	err := q.conn.QueryRow(ctx, `SELECT greatest((SELECT max(position) FROM event_store),
 		(SELECT position FROM relay_cursor WHERE name = 'bus'))`).Scan(&q.position)
 	if err != nil {
@@ -116,14 +133,17 @@ func (q *sequencer) tryLead(ctx context.Context) (bool, error) {
 
 func (q *sequencer) close() { closeConn(q.conn) }
 
-// cursor returns what has been saved: how far the bus has acknowledged, and the floor of the outbox.
-func (q *sequencer) cursor(ctx context.Context) (position, floor int64, err error) {
+// cursor begins a term and returns it with what has been saved: how far the bus has acknowledged, or where it is wanted to
+// begin again, and the floor of the outbox.
+func (q *sequencer) cursor(ctx context.Context) (position, floor, term int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	if err := q.conn.QueryRow(ctx, `SELECT position, floor FROM relay_cursor WHERE name = 'bus'`).Scan(&position, &floor); err != nil {
-		return 0, 0, fmt.Errorf("read relay cursor: %w", err)
+	err = q.conn.QueryRow(ctx, `UPDATE relay_cursor SET term = term + 1, position = least(position, republish - 1), republish = NULL, updated_at = now()
+		WHERE name = 'bus' RETURNING position, floor, term`).Scan(&position, &floor, &term)
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("read relay cursor: %w", err)
 	}
-	return position, floor, nil
+	return position, floor, term, nil
 }
 
 // sequence moves a batch into the log. The window bounds a batch by bytes too, and its first row always passes. A row

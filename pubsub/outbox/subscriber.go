@@ -36,6 +36,13 @@ type SubscriberConfig struct {
 	MaxPause time.Duration
 	// Ignore is the ID of a publisher whose notifications are not needed, because it calls [Subscriber.Wake] itself.
 	Ignore string
+	// Idle is how long a standby sees events wait, of which the leader does nothing, before it says so; after twice that
+	// it ends the leader's session and takes over. 15 s if zero.
+	Idle time.Duration
+	// Bus is what the relay looks at before it sequences; nothing if nil.
+	Bus Bus
+	// Handled, if set, returns the newest position that a consumer has handled, as far as consumers can be asked.
+	Handled func(ctx context.Context) int64
 	// Log receives what an operator should know; nothing if nil.
 	Log *slog.Logger
 }
@@ -55,6 +62,7 @@ type Subscriber struct {
 	floor     atomic.Int64  // everything in the outbox up to this ID has been taken
 	drained   atomic.Bool   // the outbox was empty when it was last looked at
 	saved     *cursor       // of the goroutine that saves; nil if unknown
+	term      int64         // of the last leadership
 	dirty     chan struct{} // published has moved
 	feed      *feed
 	sender    atomic.Pointer[batch.Sender]
@@ -69,10 +77,13 @@ type Subscriber struct {
 
 // State is what the relay is doing, for health.
 type State struct {
-	Leading   bool      // false while another instance holds the lock
-	LastRound time.Time // last round trip to the database that succeeded
-	Err       error     // why the last one failed; nil when it did not
-	Sequenced int64     // newest position in the event log
+	Leading   bool          // false while another instance holds the lock
+	LastRound time.Time     // last round trip to the database that succeeded
+	Err       error         // why the last one failed; nil when it did not
+	Sequenced int64         // newest position in the event log
+	Waiting   error         // why a leader does not sequence yet, nil when it does
+	Idle      time.Duration // for how long another instance leads and does nothing, if that is too long
+	Restored  int64         // events that were put back into the log since the process has started
 }
 
 // lockClass is the advisory lock of the active relay of each outbox.
@@ -97,6 +108,9 @@ func NewSubscriber(pool *pgxpool.Pool, cfg SubscriberConfig) *Subscriber {
 	}
 	if cfg.CloseTimeout == 0 {
 		cfg.CloseTimeout = 10 * time.Second
+	}
+	if cfg.Idle == 0 {
+		cfg.Idle = 15 * time.Second
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -202,7 +216,7 @@ func (s *Subscriber) failed(err error) {
 	if before := s.State(); before.Err == nil {
 		s.cfg.Log.Error("relay lost the database, trying again", "error", err)
 	}
-	s.update(func(st *State) { st.Err, st.Leading = err, false })
+	s.update(func(st *State) { st.Err, st.Leading, st.Waiting, st.Idle = err, false, nil, 0 })
 }
 
 func (s *Subscriber) update(change func(*State)) {
@@ -219,10 +233,14 @@ func (s *Subscriber) lead(ctx context.Context, published <-chan struct{}) error 
 		return err
 	}
 	defer seq.close()
-	cursor, floor, err := seq.cursor(ctx)
+	if err := s.compare(ctx, seq); err != nil {
+		return err
+	}
+	cursor, floor, term, err := seq.cursor(ctx)
 	if err != nil {
 		return err
 	}
+	s.term = term
 	s.drained.Store(false)
 	s.saved = nil // another relay may have moved it, or somebody may have set it back
 	s.floor.Store(floor)

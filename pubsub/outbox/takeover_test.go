@@ -2,7 +2,9 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -73,6 +75,71 @@ func TestSubscriberTakesOver(t *testing.T) {
 	last.Ack()
 	drain(t, first, out1)
 }
+
+// A leader that publishes nothing of what waits is replaced by who stands by, if that one reaches the bus.
+func TestStandbyReplacesALeaderThatDoesNothing(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, "")
+	p := s.publisher(outbox.PublisherConfig{})
+	cfg := outbox.SubscriberConfig{Poll: 20 * time.Millisecond, CloseTimeout: 10 * time.Millisecond}
+	first, out1 := s.batches(cfg)
+	require.Eventually(t, func() bool { return first.State().Leading }, soon, tick)
+	reached := &busStub{err: errors.New("away")}
+	cfg.Idle, cfg.Bus = 500*time.Millisecond, reached
+	second, out2 := s.subscribe(cfg)
+	require.NoError(t, p.Store(t.Context(), newEvent("a", 0)))
+	held, _ := nextBatch(t, out1)
+	flowing, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { // what comes in is sequenced all the time
+		for i := 1; flowing.Err() == nil; i++ {
+			if p.Store(context.Background(), newEvent("a", i)) != nil {
+				return
+			}
+		}
+	}()
+	require.Eventually(t, func() bool { return second.State().Idle > 0 }, soon, tick, "it says so")
+	require.Eventually(t, func() bool { return reached.asked() > 0 }, soon, tick)
+	require.True(t, first.State().Leading, "who can't publish does not take over")
+	stop()
+	reached.set(nil)
+	all := nextAcked(t, out2, 2)
+	require.Equal(t, []int64{1, 2}, positions(all))
+	require.True(t, second.State().Leading)
+	require.Zero(t, second.State().Idle)
+	held.Ack() // too late, and no harm
+	drain(t, first, out1)
+}
+
+// busStub is an empty bus.
+type busStub struct {
+	mu    sync.Mutex
+	err   error
+	times int
+}
+
+func (b *busStub) set(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
+func (b *busStub) asked() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.times
+}
+
+// Newest implements [outbox.Bus].
+func (b *busStub) Newest(context.Context) (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.times++
+	return 0, b.err
+}
+
+// Since implements [outbox.Bus].
+func (*busStub) Since(context.Context, time.Time, func([]event.Envelope) error) error { return nil }
 
 // The leader dies over and over while events come in: everything comes, in order, each with one position.
 func TestSubscriberSurvivesLostConnections(t *testing.T) {
