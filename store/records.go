@@ -35,5 +35,5 @@ type EventFilter struct {
 // ByTime reports whether events are listed by event_time, newest first, and then by position: if nothing but their time is
 // asked for. In the order of positions that would be a walk over all that are newer.
 func (f *EventFilter) ByTime() bool {
-	return f.AggregateID == "" && f.EventType == "" && !(f.From.IsZero() && f.To.IsZero())
+	return f.AggregateID == "" && f.EventType == "" && (!f.From.IsZero() || !f.To.IsZero())
 }

@@ -38,7 +38,7 @@ func TestRunCarriesEventsFromBothDoorsToTheQueryAPI(t *testing.T) {
 	require.NoError(t, res.Body.Close())
 	require.Equal(t, http.StatusUnprocessableEntity, res.StatusCode, "it would pin the projection")
 	_, ready := get(t, "http://"+p.addrs[routers.Ingestion]+"/health")
-	require.Equal(t, 0.0, ready["checks"].(map[string]any)["mqtt"].(map[string]any)["clock_ahead"])
+	require.EqualValues(t, 0, ready["checks"].(map[string]any)["mqtt"].(map[string]any)["clock_ahead"])
 
 	summary, err := simulate.Run(t.Context(), simulate.Config{URL: "mqtt://" + p.addrs["mqtt"], Devices: 1, Count: 10, Prefix: "mqtt-"})
 	require.NoError(t, err)
