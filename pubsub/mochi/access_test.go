@@ -98,7 +98,7 @@ func TestClientIDsAreTheUsers(t *testing.T) {
 	require.NoError(t, err)
 	answer, err := packets.ReadPacket(victim)
 	require.NoError(t, err)
-	require.EqualValues(t, packets.PINGRESP, answer.Type, "it is still connected")
+	require.Equal(t, packets.PINGRESP, answer.Type, "it is still connected")
 }
 
 func TestUsernameMayDoEverythingBesideUsers(t *testing.T) {
