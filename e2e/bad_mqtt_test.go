@@ -137,6 +137,9 @@ func TestMQTTBadEnvelopes(t *testing.T) {
 		if len(m.body) > 1<<20 {
 			continue // more than the broker takes: see TestMQTTTooLarge
 		}
+		if strings.Contains(m.body, `"0000-01-01T00:00:00Z"`) {
+			continue // a time, of a clock that is not set: over MQTT the event is kept
+		}
 		body := strings.Replace(m.body, "bad-"+run, "mqtt-"+run, 1)
 		device.publish(t, "events", body)
 		want[body] = m.name
