@@ -42,7 +42,7 @@ func runThen(ctx context.Context, cfg config.Run, log *slog.Logger, ready func(a
 		<-running.Done()
 	}
 	switch cause := context.Cause(running); {
-	case cause == nil, err != nil && !errors.Is(err, context.Canceled): // the start has failed by itself
+	case cause == nil, err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled): // the start has failed by itself
 	case ctx.Err() != nil && errors.Is(cause, context.Cause(ctx)):
 		log.Info("stopping")
 		err = nil
